@@ -1,0 +1,684 @@
+"""One directory per run: everything in it is written atomically, so a reader never meets half a file.
+
+    results/runs/<task>/<label>/<id>-s<seed>/
+        spec.toml  run.json  env.json  metrics.parquet  samples.parquet  checkpoints/  events.jsonl  log.txt
+
+A process that writes a run owns it through an advisory lock, which the kernel gives back however the process ends.
+A run that says it is running while nobody owns it was killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dav_bench.errors import DavBenchError, ExitCode
+
+if TYPE_CHECKING:
+    import polars as pl
+    import torch
+
+SCHEMA = 1
+"""Version of the layout below; readers refuse a newer one."""
+
+STATUSES = ("running", "done", "failed", "oom", "nan", "disk", "interrupted")
+"""What run.json may say; readers derive "killed" from "running" without an owner."""
+
+HEARTBEAT = 30.0
+"""Seconds between two heartbeats."""
+
+SILENCE = 10 * HEARTBEAT
+"""Seconds without a heartbeat after which a run of another machine counts as dead."""
+
+METRICS = {"round": "Int32", "cost": "Int64", "reward_rows": "Int64", "seconds": "Float64",
+           "split": "String", "metric": "String", "value": "Float64", "n": "Int32"}  # fmt: skip
+"""Columns of metrics.parquet and their polars types."""
+
+_RESERVE = 1 << 16  # bytes set aside in each run, so that a full disk can still be recorded
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskFull(DavBenchError):
+    """A write found no room; the file that was there before is untouched."""
+
+    def __init__(self, path: Path):
+        super().__init__(
+            f"no room left to write {path.name}.",
+            f"The disk or the quota of {path.parent} is full; what was there before is intact.",
+            "free some space, or point --out at another disk, then repeat the same command to resume",
+            code=ExitCode.RUN_FAILED,
+        )
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether an error means "no room": Rust writers (polars, safetensors) only say so in their text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return bool(found) and int(found[1]) in _FULL  # type: ignore[index]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file as a whole or not at all: yields a temporary name in the same folder, then renames it.
+
+    Raises:
+        DiskFull: there is no room; `path` is as it was and the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if _is_full(error):
+            raise DiskFull(path) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically (floats survive exactly)."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_parquet(path: Path, frame: pl.DataFrame, identity: str = "") -> None:
+    """Replace a parquet file atomically; the same rows give the same bytes. Schema and identity go to the footer."""
+    metadata = {"dav_bench.schema": str(SCHEMA), "dav_bench.identity": identity}
+    with replacing(path) as temporary:
+        frame.write_parquet(temporary, compression="zstd", row_group_size=1 << 20, metadata=metadata)
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Read a parquet file of this package; refuses a newer schema, names a damaged file."""
+    import polars as pl
+
+    try:
+        metadata = pl.read_parquet_metadata(path)
+        check_schema(metadata.get("dav_bench.schema", "1"), path)
+        return pl.read_parquet(path, memory_map=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; names a damaged file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(value, dict):
+        raise _damaged(path, ValueError("not an object"))
+    return value
+
+
+def check_schema(schema: Any, path: Path) -> None:
+    """Refuse what a newer dav-bench wrote."""
+    try:
+        version = int(schema)
+    except (TypeError, ValueError):
+        raise _damaged(path, ValueError(f"schema {schema!r} is not a number")) from None
+    if version > SCHEMA:
+        raise DavBenchError(
+            f"{path} was written by a newer dav-bench.",
+            f"It has schema {version}; this version reads up to {SCHEMA}.",
+            "pip install --upgrade dav-bench",
+        )
+
+
+def _damaged(path: Path, error: BaseException) -> DavBenchError:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return DavBenchError(
+        f"{path} cannot be read.",
+        f"The file is missing, truncated or not ours ({reason}).",
+        "repeat the command of this run with --fresh, or remove the folder",
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# ------------------------------------------------------------------------------------------------ run
+
+
+class RunDir:
+    """The directory of one run. `create` makes this process its owner; `open` only reads.
+
+    Use it as a context manager, or call `close`, to give the run back at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._lock: int | None = None  # descriptor that holds the advisory lock; None for readers
+        self._guard = threading.RLock()  # the heartbeat thread and the run both rewrite run.json
+        self._stop = threading.Event()
+        self._beaten = 0.0
+        self._metrics: pl.DataFrame | None = None
+
+    # -- ownership
+
+    @classmethod
+    def create(cls, root: Path | str, spec: Any, label: str, *, fresh: bool = False) -> RunDir:
+        """Make or re-enter `<root>/<task>/<label>/<id>-s<seed>` and own it.
+
+        A run that is done keeps its status (look at `.status` to reuse it); any other one is "running" again and goes
+        on from `load_checkpoint`. `fresh` discards what an earlier run left.
+
+        Raises:
+            DavBenchError: another live process writes this run, or the folder belongs to another spec.
+        """
+        path = Path(root) / spec.task / label / f"{spec.run_id}-s{spec.seed}"
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        run._own()
+        try:
+            if fresh:
+                run._empty()
+            if not (path / "run.json").exists():
+                run._begin(spec, label)
+            else:
+                run._resume(spec)
+        except BaseException:
+            run.close()
+            raise
+        _beat_regularly(run)
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """Read an existing run; refuses a newer schema and a folder without a readable run.json."""
+        run = cls(Path(path))
+        check_schema(run.meta.get("schema"), run.path / "run.json")
+        return run
+
+    def close(self) -> None:
+        """Stop the heartbeat and give the run back; harmless when repeated."""
+        self._stop.set()
+        with self._guard:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    def _own(self) -> None:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise self._busy() from None
+        self._lock = lock
+        if (self.path / "run.json").exists() and self._alive_elsewhere():
+            self.close()
+            raise self._busy()
+
+    def _busy(self) -> DavBenchError:
+        meta: dict[str, Any] = {}
+        with suppress(DavBenchError):
+            meta = self.meta
+        return DavBenchError(
+            f"run {self.path.name} is being written by another process.",
+            f"Process {meta.get('pid', '?')} on {meta.get('host', '?')} owns {self.path}.",
+            "wait for it, stop it, or change a setting or the seed: that makes a run of its own",
+        )
+
+    def _alive_elsewhere(self) -> bool:
+        """Whether another machine wrote a heartbeat lately (file locks do not reach across every network disk)."""
+        with suppress(DavBenchError, OSError):
+            meta = self.meta
+            if meta.get("status") == "running" and meta.get("host") != socket.gethostname():
+                return time.time() - (self.path / "run.json").stat().st_mtime < SILENCE
+        return False
+
+    def _empty(self) -> None:
+        # run.json goes first: from then on the folder is a run that never began, whatever interrupts us.
+        for entry in sorted(self.path.iterdir(), key=lambda p: p.name != "run.json"):
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        self._metrics = None
+
+    def _begin(self, spec: Any, label: str) -> None:
+        import tomli_w
+
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        with replacing(self.path / ".reserve") as temporary:
+            temporary.write_bytes(os.urandom(_RESERVE))
+        write_text(self.path / "spec.toml", tomli_w.dumps(_without_none(spec.to_dict())))
+        now = _now()
+        write_json(self.path / "run.json", {
+            "schema": SCHEMA, "identity": {"version": 1, "hash": spec.identity}, "label": label, "task": spec.task,
+            "seed": spec.seed, "status": "running", "error": None, "started": now, "ended": None, "heartbeat": now,
+            "host": socket.gethostname(), "pid": os.getpid(), "meter": {}, "peak_mb": None,
+        })  # fmt: skip
+
+    def _resume(self, spec: Any) -> None:
+        meta = self.meta
+        check_schema(meta.get("schema"), self.path / "run.json")
+        held = meta.get("identity", {}).get("hash")
+        if held != spec.identity:
+            raise DavBenchError(
+                f"{self.path} holds another run.",
+                f"Its identity is {str(held)[:12]}, this one's is {spec.identity[:12]}.",
+                "move the folder away, or repeat the command with --fresh",
+            )
+        self._sweep()
+        if meta["status"] != "done":
+            self.update(status="running", error=None, ended=None, host=socket.gethostname(), pid=os.getpid())
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left: temporary files and checkpoints that nothing points to."""
+        for folder in (self.path, self.path / "checkpoints"):
+            for stray in folder.glob(".*.tmp"):
+                stray.unlink(missing_ok=True)
+        with suppress(DavBenchError):
+            self._drop_checkpoints(keep=read_json(self.path / "checkpoints" / "last.json")["file"])
+
+    # -- run.json
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """run.json as it is on disk."""
+        return read_json(self.path / "run.json")
+
+    @property
+    def status(self) -> str:
+        """One of `STATUSES`, or "killed": it says running and nobody runs it."""
+        status = str(self.meta.get("status"))
+        return "killed" if status == "running" and not self.alive else status
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process owns this run now."""
+        if self._lock is not None or self._alive_elsewhere():
+            return True
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of run.json (status, error, meter, peak_mb, …); an end status also sets `ended`.
+
+        On a full disk the space set aside at the start is used, so that the status can be recorded.
+        """
+        status = fields.get("status")
+        if status is not None and status not in STATUSES:
+            raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
+        with self._guard:
+            if status is not None and status != "running":
+                fields.setdefault("ended", _now())
+            meta = {**self.meta, "heartbeat": _now(), **fields}
+            try:
+                write_json(self.path / "run.json", meta)
+            except DiskFull:
+                (self.path / ".reserve").unlink(missing_ok=True)
+                write_json(self.path / "run.json", meta)
+            self._beaten = time.monotonic()
+            if status == "done":
+                (self.path / ".reserve").unlink(missing_ok=True)
+
+    def heartbeat(self) -> None:
+        """Say that the run goes on (at most once a second; a thread also calls this every 30 s)."""
+        with self._guard:
+            if self._lock is not None and time.monotonic() - self._beaten > 1.0:
+                self.update()
+
+    # -- spec, environment, logs
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """spec.toml as a dictionary (feed it to `RunSpec.from_dict`)."""
+        import tomllib
+
+        path = self.path / "spec.toml"
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+
+    @property
+    def env(self) -> dict[str, Any]:
+        """env.json, empty when there is none."""
+        path = self.path / "env.json"
+        return read_json(path) if path.exists() else {}
+
+    def write_env(self, env: Mapping[str, Any]) -> None:
+        """Record the environment (packages, device, dtype, threads, micro-batch, git, argv)."""
+        write_json(self.path / "env.json", dict(env))
+
+    def event(self, name: str, **data: Any) -> None:
+        """Append one line to events.jsonl."""
+        self._append("events.jsonl", json.dumps({"time": _now(), "event": name, **data}, default=str))
+
+    def events(self) -> list[dict[str, Any]]:
+        """All whole lines of events.jsonl; a line torn by a kill is left out."""
+        path = self.path / "events.jsonl"
+        found: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
+
+    def log(self, line: str) -> None:
+        """Append one line to log.txt."""
+        self._append("log.txt", f"{_now()}  {line}")
+
+    def _append(self, name: str, line: str) -> None:
+        # The log is no result: a full disk must not end the run here, the next real write says so.
+        with self._guard, suppress(OSError), open(self.path / name, "ab+") as file:
+            torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+
+    # -- tables
+
+    def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to metrics.parquet; each row has the keys of `METRICS`."""
+        import polars as pl
+
+        new = pl.DataFrame([{key: row[key] for key in METRICS} for row in rows], schema=_schema())
+        with self._guard:
+            frame = pl.concat([self.metrics(), new])
+            write_parquet(self.path / "metrics.parquet", frame, self._identity())
+            self._metrics = frame
+
+    def rewind_metrics(self, round: int) -> None:
+        """Drop rows after `round`: they were written after the checkpoint a resumed run starts from."""
+        import polars as pl
+
+        frame = self.metrics()
+        kept = frame.filter(pl.col("round") <= round)
+        if kept.height < frame.height:
+            write_parquet(self.path / "metrics.parquet", kept, self._identity())
+            self._metrics = kept
+
+    def metrics(self) -> pl.DataFrame:
+        """metrics.parquet, empty when nothing was recorded yet."""
+        import polars as pl
+
+        if self._lock is not None and self._metrics is not None:
+            return self._metrics
+        path = self.path / "metrics.parquet"
+        return read_parquet(path) if path.exists() else pl.DataFrame(schema=_schema())
+
+    def write_samples(self, columns: Mapping[str, Any]) -> None:
+        """Write samples.parquet from columns of equal length: lists, arrays or tensors.
+
+        `index` becomes i32, `noise_seed` i64, "reward.*" and "metric.*" f32, other columns keep their type.
+        """
+        import polars as pl
+
+        series = [pl.Series(name, _plain(values), dtype=_sample_type(name)) for name, values in columns.items()]
+        lengths = {s.name: s.len() for s in series}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns of unequal length: {lengths}")
+        write_parquet(self.path / "samples.parquet", pl.DataFrame(series), self._identity())
+
+    def samples(self) -> pl.DataFrame:
+        """samples.parquet."""
+        return read_parquet(self.path / "samples.parquet")
+
+    def _identity(self) -> str:
+        return str(self.meta.get("identity", {}).get("hash", ""))
+
+    # -- tensors
+
+    def save_checkpoint(self, round: int, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> None:
+        """Save the state after `round`: a new tensor file, then one rename makes it the last checkpoint.
+
+        `scalars` is any JSON value by name (floats survive exactly). A kill at any moment leaves the old or the new one.
+        """
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        name = f"last-{round:06d}.safetensors"
+        if (folder / name).exists():  # never write over the file that last.json may point to
+            name = f"last-{round:06d}-{time.time_ns()}.safetensors"
+        _save_tensors(folder / name, tensors)
+        try:
+            write_json(folder / "last.json", {"schema": SCHEMA, "round": round, "file": name, "scalars": dict(scalars)})
+        except BaseException:
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+            raise
+        self._drop_checkpoints(keep=name)
+
+    def load_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The last checkpoint as (round, tensors, scalars), or None when the run has none."""
+        path = self.path / "checkpoints" / "last.json"
+        if not path.exists():
+            return None
+        last = read_json(path)
+        check_schema(last.get("schema"), path)
+        return last["round"], _load_tensors(path.with_name(last["file"])), last["scalars"]
+
+    def drop_checkpoint(self) -> None:
+        """Remove the last checkpoint (a finished run needs its final weights only)."""
+        (self.path / "checkpoints" / "last.json").unlink(missing_ok=True)
+        self._drop_checkpoints(keep="")
+
+    def _drop_checkpoints(self, keep: str) -> None:
+        for old in (self.path / "checkpoints").glob("last-*.safetensors"):
+            if old.name != keep:
+                old.unlink(missing_ok=True)
+
+    def save_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write checkpoints/final.safetensors: the trainable weights of a finished run."""
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        _save_tensors(self.path / "checkpoints" / "final.safetensors", tensors)
+
+    def load_weights(self) -> dict[str, torch.Tensor]:
+        """The final trainable weights, on the CPU."""
+        return _load_tensors(self.path / "checkpoints" / "final.safetensors")
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a field without a value is left out."""
+    if isinstance(value, Mapping):
+        return {str(k): _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_without_none(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    return value
+
+
+def _beat_regularly(run: RunDir) -> None:
+    """Start the heartbeat thread; it holds the run weakly and ends with it."""
+    stop, ref = run._stop, weakref.ref(run)
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT):
+            owner = ref()
+            if owner is None:
+                return
+            with suppress(DavBenchError, OSError):  # the run itself meets the same trouble and reports it
+                owner.heartbeat()
+            del owner
+
+    threading.Thread(target=beat, name="dav-bench heartbeat", daemon=True).start()
+
+
+def _schema() -> dict[str, Any]:
+    import polars as pl
+
+    return {name: getattr(pl, kind) for name, kind in METRICS.items()}
+
+
+def _sample_type(name: str) -> Any:
+    import polars as pl
+
+    if name.startswith(("reward.", "metric.")):
+        return pl.Float32
+    return {"index": pl.Int32, "noise_seed": pl.Int64}.get(name)
+
+
+def _plain(values: Any) -> Any:
+    """A tensor or an array as something polars takes without torch."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return values if hasattr(values, "dtype") else list(values)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().to("cpu").contiguous()
+        storage = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if storage in seen else value  # tied weights: the format wants a copy each
+        seen.add(storage)
+    with replacing(path) as temporary:
+        save_file(plain, temporary)
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+# ----------------------------------------------------------------------------------------------- scan
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a scan knows of one run directory without opening its tables."""
+
+    path: Path
+    """Folder of the run."""
+    label: str = ""
+    """Row name: the method, with "+search" for a test-time search on a tuned model."""
+    task: str = ""
+    """Name of the task."""
+    seed: int = 0
+    """Training seed."""
+    identity: str = ""
+    """Hash of everything that defines the run."""
+    status: str = "damaged"
+    """One of `STATUSES`, "killed", or "damaged" when `problem` says what is wrong with the folder."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """run.json."""
+    problem: str | None = None
+    """Why the folder could not be read; None for a readable run."""
+
+    @property
+    def name(self) -> str:
+        """Folder name, `<id>-s<seed>`."""
+        return self.path.name
+
+    @property
+    def run(self) -> RunDir:
+        """The run directory, for reading."""
+        return RunDir(self.path)
+
+
+def scan(root: Path | str, task: str | None = None) -> list[RunRecord]:
+    """All runs under `root` (`<root>/<task>/<label>/<run>`), by path; damaged ones are named, never raised."""
+    pattern = f"{task or '*'}/*/*"
+    folders = sorted(p for p in Path(root).glob(pattern) if p.is_dir() and not p.name.startswith("."))
+    return [_record(folder) for folder in folders]
+
+
+def _record(folder: Path) -> RunRecord:
+    label, task = folder.parent.name, folder.parent.parent.name
+    try:
+        run = RunDir.open(folder)
+        meta = run.meta
+        return RunRecord(
+            folder, str(meta["label"]), str(meta["task"]), int(meta["seed"]), str(meta["identity"]["hash"]), run.status, meta
+        )
+    except DavBenchError as error:
+        return RunRecord(folder, label, task, problem=" ".join(str(error).split()))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        return RunRecord(folder, label, task, problem=f"run.json lacks or misstates {error}")
+
+
+def find(root: Path | str, name: str) -> RunDir:
+    """Open a run by its path, by `<id>-s<seed>`, or by the start of that name.
+
+    Raises:
+        DavBenchError: nothing or more than one run matches.
+    """
+    if (Path(name) / "run.json").exists():
+        return RunDir.open(name)
+    records = scan(root)
+    hits = [r for r in records if r.name == name] or [r for r in records if r.name.startswith(name)]
+    if len(hits) == 1:
+        return RunDir.open(hits[0].path)
+    if hits:
+        raise DavBenchError(
+            f"{name!r} means {len(hits)} runs.",
+            "They are " + ", ".join(f"{r.label}/{r.name}" for r in hits[:6]) + ".",
+            "more of the name, or the folder",
+        )
+    raise DavBenchError(
+        f"no run is called {name!r}.", f"{len(records)} runs lie under {root}.", "dav-bench results ls"
+    )
+
+
+def runs_frame(records: Sequence[RunRecord]) -> pl.DataFrame:
+    """The records as a table, one row per run."""
+    import polars as pl
+
+    columns = ("task", "label", "run", "seed", "status", "started", "ended", "problem", "path")
+    rows = [(r.task, r.label, r.name, r.seed, r.status, r.meta.get("started"), r.meta.get("ended"), r.problem, str(r.path))
+            for r in records]  # fmt: skip
+    schema = {c: pl.Int64 if c == "seed" else pl.String for c in columns}
+    return pl.DataFrame(rows, schema=schema, orient="row")
