@@ -3,37 +3,45 @@
     results/runs/<task>/<label>/<id>-s<seed>/
         spec.toml  run.json  env.json  metrics.parquet  samples.parquet  checkpoints/  events.jsonl  log.txt
 
-A process that writes a run owns it through an advisory lock, which the kernel gives back however the process ends.
-A run that says it is running while nobody owns it was killed.
+A process that writes a run owns it through an advisory lock, which the kernel gives back however the
+process ends. A run that says it is running while nobody owns it was killed.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dav_bench.errors import DavBenchError, ExitCode
+from dav_bench.errors import DavBenchError
+from dav_bench.files import (
+    SCHEMA,
+    DiskFull,
+    check_schema,
+    damaged,
+    read_json,
+    read_parquet,
+    read_tensors,
+    replacing,
+    write_json,
+    write_parquet,
+    write_tensors,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import polars as pl
     import torch
-
-SCHEMA = 1
-"""Version of the layout below; readers refuse a newer one."""
 
 STATUSES = ("running", "done", "failed", "oom", "nan", "disk", "interrupted")
 """What run.json may say; readers derive "killed" from "running" without an owner."""
@@ -49,130 +57,10 @@ METRICS = {"round": "Int32", "cost": "Int64", "reward_rows": "Int64", "seconds":
 """Columns of metrics.parquet and their polars types."""
 
 _RESERVE = 1 << 16  # bytes set aside in each run, so that a full disk can still be recorded
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class DiskFull(DavBenchError):
-    """A write found no room; the file that was there before is untouched."""
-
-    def __init__(self, path: Path):
-        super().__init__(
-            f"no room left to write {path.name}.",
-            f"The disk or the quota of {path.parent} is full; what was there before is intact.",
-            "free some space, or point --out at another disk, then repeat the same command to resume",
-            code=ExitCode.RUN_FAILED,
-        )
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether an error means "no room": Rust writers (polars, safetensors) only say so in their text."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _FULL
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return bool(found) and int(found[1]) in _FULL  # type: ignore[index]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file as a whole or not at all: yields a temporary name in the same folder, then renames it.
-
-    Raises:
-        DiskFull: there is no room; `path` is as it was and the temporary file is gone.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if _is_full(error):
-            raise DiskFull(path) from error
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically (floats survive exactly)."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_parquet(path: Path, frame: pl.DataFrame, identity: str = "") -> None:
-    """Replace a parquet file atomically; the same rows give the same bytes. Schema and identity go to the footer."""
-    metadata = {"dav_bench.schema": str(SCHEMA), "dav_bench.identity": identity}
-    with replacing(path) as temporary:
-        frame.write_parquet(temporary, compression="zstd", row_group_size=1 << 20, metadata=metadata)
-
-
-def read_parquet(path: Path) -> pl.DataFrame:
-    """Read a parquet file of this package; refuses a newer schema, names a damaged file."""
-    import polars as pl
-
-    try:
-        metadata = pl.read_parquet_metadata(path)
-        check_schema(metadata.get("dav_bench.schema", "1"), path)
-        return pl.read_parquet(path, memory_map=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; names a damaged file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(value, dict):
-        raise _damaged(path, ValueError("not an object"))
-    return value
-
-
-def check_schema(schema: Any, path: Path) -> None:
-    """Refuse what a newer dav-bench wrote."""
-    try:
-        version = int(schema)
-    except (TypeError, ValueError):
-        raise _damaged(path, ValueError(f"schema {schema!r} is not a number")) from None
-    if version > SCHEMA:
-        raise DavBenchError(
-            f"{path} was written by a newer dav-bench.",
-            f"It has schema {version}; this version reads up to {SCHEMA}.",
-            "pip install --upgrade dav-bench",
-        )
-
-
-def _damaged(path: Path, error: BaseException) -> DavBenchError:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return DavBenchError(
-        f"{path} cannot be read.",
-        f"The file is missing, truncated or not ours ({reason}).",
-        "repeat the command of this run with --fresh, or remove the folder",
-    )
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# ------------------------------------------------------------------------------------------------ run
 
 
 class RunDir:
@@ -195,8 +83,8 @@ class RunDir:
     def create(cls, root: Path | str, spec: Any, label: str, *, fresh: bool = False) -> RunDir:
         """Make or re-enter `<root>/<task>/<label>/<id>-s<seed>` and own it.
 
-        A run that is done keeps its status (look at `.status` to reuse it); any other one is "running" again and goes
-        on from `load_checkpoint`. `fresh` discards what an earlier run left.
+        A run that is done keeps its status (look at `.status` to reuse it); any other one is "running" again
+        and goes on from `load_checkpoint`. `fresh` discards what an earlier run left.
 
         Raises:
             DavBenchError: another live process writes this run, or the folder belongs to another spec.
@@ -265,7 +153,7 @@ class RunDir:
         )
 
     def _alive_elsewhere(self) -> bool:
-        """Whether another machine wrote a heartbeat lately (file locks do not reach across every network disk)."""
+        """Whether another machine wrote lately (file locks do not reach across every network disk)."""
         with suppress(DavBenchError, OSError):
             meta = self.meta
             if meta.get("status") == "running" and meta.get("host") != socket.gethostname():
@@ -291,11 +179,10 @@ class RunDir:
             temporary.write_bytes(os.urandom(_RESERVE))
         write_text(self.path / "spec.toml", tomli_w.dumps(_without_none(spec.to_dict())))
         now = _now()
-        write_json(self.path / "run.json", {
-            "schema": SCHEMA, "identity": {"version": 1, "hash": spec.identity}, "label": label, "task": spec.task,
-            "seed": spec.seed, "status": "running", "error": None, "started": now, "ended": None, "heartbeat": now,
-            "host": socket.gethostname(), "pid": os.getpid(), "meter": {}, "peak_mb": None,
-        })  # fmt: skip
+        meta = {"schema": SCHEMA, "identity": {"version": 1, "hash": spec.identity}, "label": label}
+        meta |= {"task": spec.task, "seed": spec.seed, "status": "running", "error": None, "started": now}
+        meta |= {"ended": None, "heartbeat": now, "host": socket.gethostname(), "pid": os.getpid()}
+        write_json(self.path / "run.json", meta | {"meter": {}, "peak_mb": None})
 
     def _resume(self, spec: Any) -> None:
         meta = self.meta
@@ -387,7 +274,7 @@ class RunDir:
         try:
             return tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
     @property
     def env(self) -> dict[str, Any]:
@@ -461,7 +348,7 @@ class RunDir:
         """
         import polars as pl
 
-        series = [pl.Series(name, _plain(values), dtype=_sample_type(name)) for name, values in columns.items()]
+        series = [pl.Series(name, _plain(vals), dtype=_sample_type(name)) for name, vals in columns.items()]
         lengths = {s.name: s.len() for s in series}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of unequal length: {lengths}")
@@ -476,19 +363,23 @@ class RunDir:
 
     # -- tensors
 
-    def save_checkpoint(self, round: int, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> None:
+    def save_checkpoint(
+        self, round: int, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]
+    ) -> None:
         """Save the state after `round`: a new tensor file, then one rename makes it the last checkpoint.
 
-        `scalars` is any JSON value by name (floats survive exactly). A kill at any moment leaves the old or the new one.
+        `scalars` is any JSON value by name (floats survive exactly). A kill at any moment leaves the old
+        checkpoint or the new one.
         """
         folder = self.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         name = f"last-{round:06d}.safetensors"
         if (folder / name).exists():  # never write over the file that last.json may point to
             name = f"last-{round:06d}-{time.time_ns()}.safetensors"
-        _save_tensors(folder / name, tensors)
+        write_tensors(folder / name, tensors)
         try:
-            write_json(folder / "last.json", {"schema": SCHEMA, "round": round, "file": name, "scalars": dict(scalars)})
+            last = {"schema": SCHEMA, "round": round, "file": name, "scalars": dict(scalars)}
+            write_json(folder / "last.json", last)
         except BaseException:
             with suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
@@ -502,7 +393,7 @@ class RunDir:
             return None
         last = read_json(path)
         check_schema(last.get("schema"), path)
-        return last["round"], _load_tensors(path.with_name(last["file"])), last["scalars"]
+        return last["round"], read_tensors(path.with_name(last["file"])), last["scalars"]
 
     def drop_checkpoint(self) -> None:
         """Remove the last checkpoint (a finished run needs its final weights only)."""
@@ -517,11 +408,11 @@ class RunDir:
     def save_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write checkpoints/final.safetensors: the trainable weights of a finished run."""
         (self.path / "checkpoints").mkdir(exist_ok=True)
-        _save_tensors(self.path / "checkpoints" / "final.safetensors", tensors)
+        write_tensors(self.path / "checkpoints" / "final.safetensors", tensors)
 
     def load_weights(self) -> dict[str, torch.Tensor]:
         """The final trainable weights, on the CPU."""
-        return _load_tensors(self.path / "checkpoints" / "final.safetensors")
+        return read_tensors(self.path / "checkpoints" / "final.safetensors")
 
 
 def _without_none(value: Any) -> Any:
@@ -568,117 +459,3 @@ def _plain(values: Any) -> Any:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     return values if hasattr(values, "dtype") else list(values)
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    seen: set[int] = set()
-    plain: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().to("cpu").contiguous()
-        storage = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if storage in seen else value  # tied weights: the format wants a copy each
-        seen.add(storage)
-    with replacing(path) as temporary:
-        save_file(plain, temporary)
-
-
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-# ----------------------------------------------------------------------------------------------- scan
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a scan knows of one run directory without opening its tables."""
-
-    path: Path
-    """Folder of the run."""
-    label: str = ""
-    """Row name: the method, with "+search" for a test-time search on a tuned model."""
-    task: str = ""
-    """Name of the task."""
-    seed: int = 0
-    """Training seed."""
-    identity: str = ""
-    """Hash of everything that defines the run."""
-    status: str = "damaged"
-    """One of `STATUSES`, "killed", or "damaged" when `problem` says what is wrong with the folder."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """run.json."""
-    problem: str | None = None
-    """Why the folder could not be read; None for a readable run."""
-
-    @property
-    def name(self) -> str:
-        """Folder name, `<id>-s<seed>`."""
-        return self.path.name
-
-    @property
-    def run(self) -> RunDir:
-        """The run directory, for reading."""
-        return RunDir(self.path)
-
-
-def scan(root: Path | str, task: str | None = None) -> list[RunRecord]:
-    """All runs under `root` (`<root>/<task>/<label>/<run>`), by path; damaged ones are named, never raised."""
-    pattern = f"{task or '*'}/*/*"
-    folders = sorted(p for p in Path(root).glob(pattern) if p.is_dir() and not p.name.startswith("."))
-    return [_record(folder) for folder in folders]
-
-
-def _record(folder: Path) -> RunRecord:
-    label, task = folder.parent.name, folder.parent.parent.name
-    try:
-        run = RunDir.open(folder)
-        meta = run.meta
-        return RunRecord(
-            folder, str(meta["label"]), str(meta["task"]), int(meta["seed"]), str(meta["identity"]["hash"]), run.status, meta
-        )
-    except DavBenchError as error:
-        return RunRecord(folder, label, task, problem=" ".join(str(error).split()))
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        return RunRecord(folder, label, task, problem=f"run.json lacks or misstates {error}")
-
-
-def find(root: Path | str, name: str) -> RunDir:
-    """Open a run by its path, by `<id>-s<seed>`, or by the start of that name.
-
-    Raises:
-        DavBenchError: nothing or more than one run matches.
-    """
-    if (Path(name) / "run.json").exists():
-        return RunDir.open(name)
-    records = scan(root)
-    hits = [r for r in records if r.name == name] or [r for r in records if r.name.startswith(name)]
-    if len(hits) == 1:
-        return RunDir.open(hits[0].path)
-    if hits:
-        raise DavBenchError(
-            f"{name!r} means {len(hits)} runs.",
-            "They are " + ", ".join(f"{r.label}/{r.name}" for r in hits[:6]) + ".",
-            "more of the name, or the folder",
-        )
-    raise DavBenchError(
-        f"no run is called {name!r}.", f"{len(records)} runs lie under {root}.", "dav-bench results ls"
-    )
-
-
-def runs_frame(records: Sequence[RunRecord]) -> pl.DataFrame:
-    """The records as a table, one row per run."""
-    import polars as pl
-
-    columns = ("task", "label", "run", "seed", "status", "started", "ended", "problem", "path")
-    rows = [(r.task, r.label, r.name, r.seed, r.status, r.meta.get("started"), r.meta.get("ended"), r.problem, str(r.path))
-            for r in records]  # fmt: skip
-    schema = {c: pl.Int64 if c == "seed" else pl.String for c in columns}
-    return pl.DataFrame(rows, schema=schema, orient="row")
