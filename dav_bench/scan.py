@@ -47,8 +47,8 @@ class RunRecord:
 
 
 def scan(root: Path | str, task: str | None = None) -> list[RunRecord]:
-    """All runs under `root` (`<root>/<task>/<label>/<run>`), by path; damaged ones are named, not raised."""
-    pattern = f"{task or '*'}/*/*"
+    """All runs in a results folder (`<root>/runs/<task>/<label>/<run>`), by path; damaged ones are named."""
+    pattern = f"runs/{task.replace('/', '~') if task else '*'}/*/*"
     folders = sorted(p for p in Path(root).glob(pattern) if p.is_dir() and not p.name.startswith("."))
     return [_record(folder) for folder in folders]
 

@@ -38,10 +38,13 @@ from dav_bench.files import (
     write_tensors,
     write_text,
 )
+from dav_bench.spec import IDENTITY_VERSION
 
 if TYPE_CHECKING:
     import polars as pl
     import torch
+
+    from dav_bench.spec import RunSpec
 
 STATUSES = ("running", "done", "failed", "oom", "nan", "disk", "interrupted")
 """What run.json may say; readers derive "killed" from "running" without an owner."""
@@ -80,8 +83,10 @@ class RunDir:
     # -- ownership
 
     @classmethod
-    def create(cls, root: Path | str, spec: Any, label: str, *, fresh: bool = False) -> RunDir:
-        """Make or re-enter `<root>/<task>/<label>/<id>-s<seed>` and own it.
+    def create(
+        cls, root: Path | str, spec: RunSpec, label: str | None = None, *, fresh: bool = False
+    ) -> RunDir:
+        """Make or re-enter `<root>/runs/<task>/<label>/<id>-s<seed>` and own it; `root` is the results folder.
 
         A run that is done keeps its status (look at `.status` to reuse it); any other one is "running" again
         and goes on from `load_checkpoint`. `fresh` discards what an earlier run left.
@@ -89,7 +94,7 @@ class RunDir:
         Raises:
             DavBenchError: another live process writes this run, or the folder belongs to another spec.
         """
-        path = Path(root) / spec.task / label / f"{spec.run_id}-s{spec.seed}"
+        path = Path(root) / spec.dirname
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         run._own()
@@ -97,7 +102,7 @@ class RunDir:
             if fresh:
                 run._empty()
             if not (path / "run.json").exists():
-                run._begin(spec, label)
+                run._begin(spec, label or spec.label)
             else:
                 run._resume(spec)
         except BaseException:
@@ -132,11 +137,15 @@ class RunDir:
 
     def _own(self) -> None:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise self._busy() from None
+        for patience in range(20, -1, -1):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:  # a writer, or a reader that looks for one, which takes no time
+                if not patience:
+                    os.close(lock)
+                    raise self._busy() from None
+                time.sleep(0.02)
         self._lock = lock
         if (self.path / "run.json").exists() and self._alive_elsewhere():
             self.close()
@@ -162,7 +171,7 @@ class RunDir:
 
     def _empty(self) -> None:
         # run.json goes first: from then on the folder is a run that never began, whatever interrupts us.
-        for entry in sorted(self.path.iterdir(), key=lambda p: p.name != "run.json"):
+        for entry in sorted(self.path.iterdir(), key=lambda p: (p.name != "run.json", p.name)):
             if entry.name == ".lock":
                 continue
             if entry.is_dir():
@@ -171,20 +180,21 @@ class RunDir:
                 entry.unlink()
         self._metrics = None
 
-    def _begin(self, spec: Any, label: str) -> None:
-        import tomli_w
-
+    def _begin(self, spec: RunSpec, label: str) -> None:
         (self.path / "checkpoints").mkdir(exist_ok=True)
-        with replacing(self.path / ".reserve") as temporary:
-            temporary.write_bytes(os.urandom(_RESERVE))
-        write_text(self.path / "spec.toml", tomli_w.dumps(_without_none(spec.to_dict())))
+        self._set_aside()
+        write_text(self.path / "spec.toml", spec.to_toml())
         now = _now()
-        meta = {"schema": SCHEMA, "identity": {"version": 1, "hash": spec.identity}, "label": label}
+        meta = {
+            "schema": SCHEMA,
+            "identity": {"version": IDENTITY_VERSION, "hash": spec.identity},
+            "label": label,
+        }
         meta |= {"task": spec.task, "seed": spec.seed, "status": "running", "error": None, "started": now}
         meta |= {"ended": None, "heartbeat": now, "host": socket.gethostname(), "pid": os.getpid()}
         write_json(self.path / "run.json", meta | {"meter": {}, "peak_mb": None})
 
-    def _resume(self, spec: Any) -> None:
+    def _resume(self, spec: RunSpec) -> None:
         meta = self.meta
         check_schema(meta.get("schema"), self.path / "run.json")
         held = meta.get("identity", {}).get("hash")
@@ -196,7 +206,12 @@ class RunDir:
             )
         self._sweep()
         if meta["status"] != "done":
+            self._set_aside()
             self.update(status="running", error=None, ended=None, host=socket.gethostname(), pid=os.getpid())
+
+    def _set_aside(self) -> None:
+        with replacing(self.path / ".reserve") as temporary:
+            temporary.write_bytes(os.urandom(_RESERVE))
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: temporary files and checkpoints that nothing points to."""
@@ -413,15 +428,6 @@ class RunDir:
     def load_weights(self) -> dict[str, torch.Tensor]:
         """The final trainable weights, on the CPU."""
         return read_tensors(self.path / "checkpoints" / "final.safetensors")
-
-
-def _without_none(value: Any) -> Any:
-    """TOML has no null: a field without a value is left out."""
-    if isinstance(value, Mapping):
-        return {str(k): _without_none(v) for k, v in value.items() if v is not None}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_without_none(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
-    return value
 
 
 def _beat_regularly(run: RunDir) -> None:
