@@ -1,0 +1,63 @@
+"""The optimiser loop of the M-step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .method import Training
+from .model import chunks
+from .noise import Noise
+from .protocols import Batch, Context, Loss, NonFinite
+
+
+def optimizer(parameters: dict[str, torch.nn.Parameter], training: Training) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters.values(), lr=training.lr, betas=training.betas, weight_decay=training.weight_decay
+    )
+
+
+def gradient(loss: Loss, ctx: Context, batch: Batch, index: Tensor, alive: Tensor, micro_batch: int | None) -> float:
+    """Adds the gradient of the mean loss over items `index`; returns that mean.
+
+    One micro-batch of graph lives at a time, each scaled by the count of the whole, so its size changes memory
+    and not the gradient.  Items without gradient are left out of the network but not of the mean.
+    """
+    live, total = index[alive[index]], 0.0
+    for c in chunks(len(live), micro_batch):
+        if not len(live):
+            break
+        value = loss(ctx, batch.items(live[c], ctx.policy.process.unpack))
+        if not value.isfinite().all():
+            raise NonFinite("the loss", int((~value.isfinite()).sum()), len(value))
+        mean = value.sum() / len(index)
+        mean.backward()
+        ctx.meter.count("backward", len(live[c]))
+        total += float(mean.detach())
+    return total
+
+
+def fit(
+    loss: Loss, ctx: Context, batch: Batch, opt: torch.optim.Optimizer, training: Training, noise: Noise
+) -> dict[str, float]:
+    """`training.updates` passes over the items of a batch, one optimiser step for each minibatch of them."""
+    alive = loss.active(batch)
+    usable = torch.arange(len(batch), device=alive.device)
+    if training.subset < 1:  # a random share of the trajectories, as the release uses by accident (dav.md E12)
+        samples = batch.states.shape[1]
+        chosen = noise.fold(0).uniform(samples)[0].argsort()[: max(1, round(training.subset * samples))]
+        usable = usable[torch.isin(usable % samples, chosen.to(usable.device))]
+    ctx.policy.network.train()
+    losses, norms = [], []
+    for update in range(training.updates):
+        order = usable[noise.fold(1, update).uniform(len(usable))[0].argsort().to(usable.device)]
+        for index in order.split(training.minibatch):
+            opt.zero_grad(set_to_none=True)
+            losses.append(gradient(loss, ctx, batch, index, alive, ctx.policy.micro_batch))
+            norm = torch.nn.utils.clip_grad_norm_(ctx.policy.trainable().values(), training.clip)
+            if not norm.isfinite():
+                raise NonFinite("the gradient", 1, 1)
+            norms.append(float(norm))
+            opt.step()
+    ctx.policy.network.eval()
+    return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}

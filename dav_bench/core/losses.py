@@ -1,0 +1,92 @@
+"""M-steps: what a model is fitted to, as a loss for each (sample, step) item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .model import Model
+from .process import MaskedProcess
+from .protocols import Batch, Context, Item
+from .steps import GaussianStep, MaskedStep, Step
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood:
+    """Forward KL to the search, dav.md (A5): −log p_θ(x_{i−1} | x_i) of the steps it chose, + λ KL(p_θ ‖ p_ref) (A6).
+
+    The mean over items is the M-step's objective up to a constant; fitting samples of a target by maximum
+    likelihood covers its modes.
+    """
+
+    kl: float = 0.0
+    """λ: 0 is DAV, more is DAV-KL."""
+    target: Literal["transition", "lookahead", "final"] = "transition"
+    """Fit the step taken (paper), the winner's clean prediction (release, tokens) or the final sample."""
+    weight: Literal["paper", "release", "uniform"] = "paper"
+    """Weight of a step when fitting a clean target: (m_i − m_{i−1})/m_i, the release's (m_i − m_{i−1})/(1 − m_i), or 1."""
+    skip: int = 0
+    """Leave out the first steps of each trajectory (the release skips 80 of 128)."""
+    kl_form: Literal["exact", "mse"] = "exact"
+    """The KL of the step laws, or the release's squared error of the noise predictions (Gaussian only)."""
+    reduce: Literal["sum", "mean"] = "sum"
+    """Over dimensions: the likelihood itself, or its mean (release)."""
+
+    requires = frozenset({"step.log_prob", "step.kl", "reference"})
+
+    def active(self, batch: Batch) -> Tensor:
+        """Items with a gradient: nothing to fit where a masked state was copied and there is no KL."""
+        alive = torch.ones(len(batch), dtype=torch.bool, device=batch.states.device)
+        if self.target == "transition" and not self.kl and not batch.states.is_floating_point():
+            alive &= batch.moved()
+        if self.skip:
+            alive[: self.skip * batch.states.shape[1]] = False
+        return alive
+
+    def __call__(self, ctx: Context, item: Item) -> Tensor:
+        model = ctx.policy
+        step = model.step(item.x, item.i, item.cond)
+        size = item.x[0].numel() if not isinstance(step, MaskedStep) else item.x.shape[1]
+        loss = self._fit(model, step, item)
+        if self.reduce == "mean":
+            loss = loss / size
+        if not self.kl:
+            return loss
+        with torch.no_grad():
+            ref = ctx.reference.step(item.x, item.i, item.cond)
+        if self.kl_form == "exact":
+            pull = step.kl(ref)  # type: ignore[arg-type]
+            pull = pull / size if self.reduce == "mean" else pull
+        else:
+            pull = self._noise_error(model, step, ref, item)
+        return loss + self.kl * pull
+
+    def _fit(self, model: Model, step: Step, item: Item) -> Tensor:
+        if self.target == "transition":
+            return -step.log_prob(item.x_next)
+        if not isinstance(step, MaskedStep):
+            raise ValueError(f"target '{self.target}' is defined for masked diffusion only")
+        clean = item.final if self.target == "final" else item.lookahead
+        if clean is None:
+            raise ValueError("the search kept no look-ahead predictions; use TreeSearch(keep_lookahead=True)")
+        nll = -(clean[..., :-1] * step.log_probs).sum(-1) * step.masked[..., 0]
+        return self._weight(model.process, item) * nll.sum(1)
+
+    def _weight(self, process: object, item: Item) -> Tensor:
+        if not isinstance(process, MaskedProcess) or self.weight == "uniform":
+            return torch.ones_like(item.i, dtype=item.x.dtype)
+        m, before = process.chance(item.i, item.x)[:, 0, 0], process.chance(item.i - 1, item.x)[:, 0, 0]
+        # the release starts at m_T = .999, which keeps its first weight finite
+        return (m - before) / (m if self.weight == "paper" else (1 - m).clamp_min(1e-3))
+
+    @staticmethod
+    def _noise_error(model: Model, step: Step, ref: Step, item: Item) -> Tensor:
+        """(B,) mean squared difference of the two noise predictions (dav.md A8)."""
+        if not isinstance(step, GaussianStep) or not hasattr(model.process, "alphas_bar"):
+            raise ValueError("kl_form 'mse' is defined for Gaussian steps only")
+        a = model.process._share(item.i, item.x)
+        eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (step.x0 - ref.x0)
+        return (eps**2).flatten(1).mean(1)

@@ -1,0 +1,48 @@
+"""What a run costs, counted where it is spent: network rows, reward rows and seconds for each phase."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+COUNTS = ("forward", "backward", "shared", "reward", "reward_backward", "reward_shared")
+
+
+class Meter:
+    """Counts for each phase (`search`, `fit`, `sample`, ...).
+
+    `forward` and `backward` are network rows computed (a pair of classifier-free guidance is two), `shared` rows
+    whose result was already held; rewards likewise.  Shared rows cost nothing; with the computed ones they give
+    the formula of the algorithm (dav.md G.1).
+    """
+
+    def __init__(self, phases: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        self.phases: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys((*COUNTS, "seconds"), 0))
+        for name, counts in (phases or {}).items():
+            self.phases[name].update(counts)
+        self._phase = "other"
+
+    def count(self, what: str, rows: int) -> None:
+        self.phases[self._phase][what] += int(rows)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Everything counted inside belongs to `name`; phases do not nest, the inner one wins while it lasts."""
+        outer, self._phase, start = self._phase, name, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name]["seconds"] += time.perf_counter() - start
+            self._phase = outer
+
+    def total(self, what: str, *phases: str) -> float:
+        return sum(counts[what] for name, counts in self.phases.items() if not phases or name in phases)
+
+    def cost(self, *phases: str) -> float:
+        """forward + 2 * backward, the unit of every budget."""
+        return self.total("forward", *phases) + 2 * self.total("backward", *phases)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        return {name: dict(counts) for name, counts in self.phases.items()}

@@ -1,0 +1,163 @@
+"""A model is a network, a process and a codec; algorithms see its step distribution and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .meter import Meter
+from .process import Process
+from .protocols import NonFinite, Reward
+from .steps import Step
+
+STEP = frozenset({"sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference"})
+
+
+def chunks(n: int, size: int | None) -> Iterator[slice]:
+    """Slices of at most `size` rows (None: one slice) that bound the memory of a call."""
+    size = size or max(n, 1)
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+class Model:
+    """Network + process + codec.
+
+    `network(x, t[, cond])` predicts from states x (B, ...) at times t (B,).  With `network.time_input` False the
+    prediction depends on the state alone, so equal states share one row.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        domain: str,
+        *,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        data: Callable[[str], Tensor] | None = None,
+        name: str = "model",
+    ) -> None:
+        self.network, self.process, self.domain, self.name = network, process, domain, name
+        self.data = data
+        """data(split) -> real samples in the form of `decode`; None where the task has none."""
+        self._decode = decode
+        self.meter, self.micro_batch = Meter(), None
+        self.autocast: torch.dtype | None = None
+        self._reference: Model | None = None
+
+    # ---- where and how it runs
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of states; under autocast these stay float32."""
+        return next((p.dtype for p in self.network.parameters()), torch.float32)
+
+    @property
+    def shares(self) -> bool:
+        """Whether equal states have equal predictions, so that they are computed once."""
+        return self.process.kind == "masked" and not getattr(self.network, "time_input", True)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        gaussian_ode = self.process.kind == "gaussian" and getattr(self.process, "eta", 1.0) == 0
+        return STEP - {"step.log_prob", "step.tilt", "step.kl"} if gaussian_ode else STEP
+
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Model:
+        """bfloat16 means autocast: weights and states stay float32."""
+        self.autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
+        self.network.to(device=device, dtype=torch.float32 if self.autocast else dtype)
+        return self
+
+    def attach(self, meter: Meter, micro_batch: int | None = None) -> Model:
+        """Counts on `meter`, in network calls of at most `micro_batch` rows."""
+        self.meter, self.micro_batch = meter, micro_batch
+        return self
+
+    # ---- the step distribution
+    def predict(self, x: Tensor, i: int | Tensor, cond: Tensor | None = None) -> Tensor:
+        """The network's prediction for each row of x."""
+        if not len(x):
+            raise ValueError("predict needs at least one row")
+        t = self.process.time(i, x)
+        cast = torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext()
+        with cast:
+            parts = [
+                self.network(x[c], t[c]) if cond is None else self.network(x[c], t[c], cond[c])
+                for c in chunks(len(x), self.micro_batch)
+            ]
+        self.meter.count("forward", len(x))
+        return torch.cat(parts).to(x.dtype)
+
+    def step(self, x: Tensor, i: int | Tensor, cond: Tensor | None = None) -> Step:
+        """p(x_{i-1} | x_i)."""
+        return self.process.step(self.predict(x, i, cond), x, i)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """What rewards and metrics are shown: (B, L, V) one-hot sequences, (B, 3, H, W) images in [0, 1]."""
+        return x0 if self._decode is None else self._decode(x0)
+
+    # ---- training
+    def reference(self) -> Model:
+        """The pretrained model: a frozen copy taken on the first call, before any training."""
+        if self._reference is None:
+            twin = copy.copy(self)
+            twin.network = copy.deepcopy(self.network).requires_grad_(False).eval()
+            twin._reference = twin
+            self._reference = twin
+        self._reference.meter, self._reference.micro_batch = self.meter, self.micro_batch
+        self._reference.autocast = self.autocast
+        return self._reference
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups equal rows of integers (N, L): first row of each group (U,), and the group of each row (N,).
+
+    Rows meet by a 64-bit hash and are then compared, so a collision costs sharing, never correctness.
+    """
+    flat = ids.flatten(1).long()
+    weights = torch.arange(1, flat.shape[1] + 1, device=ids.device, dtype=torch.int64) * 0x2545F4914F6CDD1D
+    weights = (weights ^ (weights >> 29)) * 0x5851F42D4C957F2D
+    _, group = (flat * weights).sum(1).unique(return_inverse=True)
+    rows = torch.arange(len(flat), device=ids.device)
+    first = torch.full((int(group.max()) + 1,), len(flat), device=ids.device).scatter_reduce(0, group, rows, "amin")
+    first, order = first.sort()  # groups in the order in which they appear
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=ids.device))
+    group = rank[group]
+    if not torch.equal(flat[first[group]], flat):
+        return rows, rows
+    return first, group
+
+
+@dataclass
+class MeteredReward:
+    """A reward that counts its rows, runs in chunks and refuses to hand on NaN."""
+
+    reward: Reward
+    meter: Meter
+    micro_batch: int | None = None
+    name: str = "reward"
+
+    def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B,) float32 or better; raises NonFinite when a value is NaN or infinite."""
+        parts = [
+            self.reward(sample[c], None if cond is None else cond[c]) for c in chunks(len(sample), self.micro_batch)
+        ]
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self.meter.count("reward", len(sample))
+        if value.shape != (len(sample),):
+            raise ValueError(f"reward '{self.name}' returned shape {tuple(value.shape)} for {len(sample)} samples")
+        bad = int((~value.isfinite()).sum())
+        if bad:
+            raise NonFinite(f"reward '{self.name}'", bad, len(sample))
+        return value if value.dtype == torch.float64 else value.float()

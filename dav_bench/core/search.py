@@ -1,0 +1,304 @@
+"""E-steps: searchers that find trajectories, from plain sampling to DAV's tree search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .model import Model, distinct
+from .noise import Noise
+from .protocols import Batch, Context, NonFinite, Value
+from .value import PosteriorMean
+
+_PRIOR, _CHILD, _PICK, _VALUE, _GUIDE = 1, 2, 3, 4, 5  # purposes of noise within a step
+
+
+@dataclass(frozen=True)
+class Known:
+    """States x (N, ...) with what is held of them: predictions (N, ...) and values (N,), NaN where not asked for."""
+
+    x: Tensor
+    pred: Tensor | None = None
+    value: Tensor | None = None
+
+    def take(self, index: Tensor) -> Known:
+        return Known(*(part if part is None else part[index] for part in (self.x, self.pred, self.value)))
+
+    def put(self, rows: Tensor, other: Known) -> Known:
+        """These states with `rows` replaced by those of `other`."""
+        pairs = ((self.x, other.x), (self.pred, other.pred), (self.value, other.value))
+        return Known(*(a if a is None or b is None else a.index_copy(0, rows, b) for a, b in pairs))
+
+
+def _table(
+    held: Tensor | None, first: Tensor, base: int, wanted: Tensor, compute: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, int]:
+    """(G, ...) one row for each wanted group, held where a parent has it and else computed; and how many were."""
+    have = torch.zeros_like(wanted)
+    if held is not None:
+        have = wanted & (first < base)
+        have[have.clone()] = ~held[first[have]].flatten(1)[:, 0].isnan() if held.ndim > 1 else ~held[first[have]].isnan()
+    todo = (wanted & ~have).nonzero()[:, 0]
+    got = compute(todo) if len(todo) else held
+    if got is None:
+        raise ValueError("no states to evaluate")
+    table = got.new_empty(len(first), *got.shape[1:])
+    if len(todo):
+        table[todo] = got
+    if held is not None:
+        table[have] = held[first[have]].to(table)
+    return table, len(todo)
+
+
+def evaluate(
+    ctx: Context, model: Model, parents: Known | None, kids: Tensor, i: int, noise: Noise,
+    value: Value | None = None, cond: Tensor | None = None,
+) -> Known:  # fmt: skip
+    """What is needed of the states `kids` at i: predictions (not at i = 0) and, given `value`, their values.
+
+    Where the prediction depends on the state alone (`model.shares`), equal children are computed once and a
+    child that equals a parent takes what the parent has: a fifth of all rows at 128 steps of 200 tokens.
+    """
+    share = model.shares and cond is None
+    pool = torch.cat([parents.x, kids]) if share and parents is not None else kids
+    base = len(pool) - len(kids)
+    if share:
+        first, group = distinct(model.process.pack(pool))
+    else:
+        first = group = torch.arange(len(kids), device=kids.device)
+    mine = group[base:]
+    wanted = torch.zeros(len(first), dtype=torch.bool, device=kids.device).index_fill_(0, mine, True)
+    part: Callable[[Tensor], Tensor | None] = lambda rows: None if cond is None else cond[first[rows]]  # noqa: E731
+    pred = preds = None
+    if i > 0 and (value is None or value.uses_prediction):
+        held = None if parents is None or not share else parents.pred
+        preds, computed = _table(held, first, base, wanted, lambda g: model.predict(pool[first[g]], i, part(g)))
+        model.meter.count("shared", len(kids) - computed)
+        pred = preds[mine]
+    if value is None:
+        return Known(kids, pred)
+    if not value.deterministic:
+        return Known(kids, pred, value(ctx, model, kids, i, pred, noise, cond))
+    held = None if parents is None or not share else parents.value
+    ahead = lambda g: value(ctx, model, pool[first[g]], i, preds if preds is None else preds[g], noise, part(g))  # noqa: E731
+    values, computed = _table(held, first, base, wanted, ahead)
+    if value.uses_prediction:
+        ctx.meter.count("reward_shared", len(kids) - computed)
+    return Known(kids, pred, values[mine])
+
+
+def _terminal(ctx: Context, model: Model, x: Tensor, cond: Tensor | None) -> Tensor:
+    return ctx.reward(model.decode(model.process.clean(x)), cond)
+
+
+def _pack_all(model: Model, states: list[Tensor]) -> Tensor:
+    return torch.stack([model.process.pack(x) for x in states])
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Ancestral sampling from the policy: the E-step of on-policy methods and how a tuned model is evaluated."""
+
+    keep: bool = True
+    """Keep the whole trajectory (a trainer needs it) or x_0 alone."""
+
+    requires = frozenset({"sample"})
+
+    @torch.no_grad()
+    def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
+        model, here = ctx.policy, None
+        x = model.process.prior(noise.fold(_PRIOR), dtype=model.dtype)
+        states = [model.process.pack(x)]
+        for i in range(model.process.T, 0, -1):
+            here = evaluate(ctx, model, here, x, i, noise, cond=cond)
+            if here.pred is None:
+                raise ValueError("a rollout needs predictions")
+            x = model.process.step(here.pred, x, i).sample(noise.fold(i, _CHILD))
+            states.append(model.process.pack(x))
+        reward = _terminal(ctx, model, x, cond)
+        return Batch(torch.stack(states if self.keep else states[-1:]), reward, cond=cond)
+
+
+@dataclass(frozen=True)
+class TreeSearch:
+    """M children for each parent and step, one of them picked by its weight: DAV's E-step, and SVDD without a tilt.
+
+    log w = γ^k V(x_{i−1}) / α + log p(x_{i−1} | x_i) − log q(x_{i−1} | x_i) (dav.md A4); q is p tilted by the
+    reward gradient with `guide`, else p itself.  One lineage for each sample: samples never meet, so neither the
+    batch size nor its order matters.  Values are compared among siblings before they are scaled, so a constant
+    added to the reward changes nothing.
+
+    Network rows for each sample: 1 + (T − 1) M, or T + (T − 1) M with guidance; a reference anchor adds T.
+    """
+
+    width: int = 4
+    alpha: float = 0.1
+    gamma: float = 1.0
+    guide: bool = False
+    anchor: Literal["policy", "ref"] = "policy"
+    select: Literal["sample", "argmax"] = "sample"
+    reduce: Literal["sum", "mean"] = "sum"
+    exponent: Literal["left-1", "left"] = "left-1"
+    advance: Literal["sampled", "tree-value"] = "sampled"
+    last: Literal["sample", "greedy"] = "sample"
+    on: Literal["policy", "ref"] = "policy"
+    value: Value = field(default_factory=PosteriorMean)
+    keep_lookahead: bool = False
+
+    @property
+    def requires(self) -> frozenset[str]:
+        needs = {"step"} | ({"step.tilt", "step.log_prob", "reward.grad"} if self.guide else set())
+        return frozenset(needs | ({"reference", "step.log_prob"} if self.anchor == "ref" else set()))
+
+    def _scale(self, i: int) -> float:
+        return self.gamma ** (i - (self.exponent == "left-1")) / self.alpha
+
+    def _proposal(self, ctx: Context, model: Model, parents: Known, i: int, noise: Noise, cond: Tensor | None):
+        """(p, q) at the parents; guidance needs a graph, so there the prediction comes with the gradient."""
+        if not self.guide:
+            p = model.process.step(parents.pred, parents.x, i)
+            return p, p
+        first, group = torch.arange(len(parents.x)), None
+        if model.shares and cond is None and self.value.deterministic and getattr(self.value, "relax", "mean") == "mean":
+            first, group = distinct(model.process.pack(parents.x))
+            for what in ("shared", "reward_shared"):
+                ctx.meter.count(what, len(parents.x) - len(first))
+        part = None if cond is None else cond[first]
+        g, pred = self.value.grad(ctx, model, parents.x[first], i, noise[first].fold(i, _GUIDE), part)
+        if not g.isfinite().all():
+            raise NonFinite("the reward gradient", int((~g.isfinite()).sum()), g.numel())
+        if group is not None:
+            g, pred = g[group], pred[group]
+        p = model.process.step(pred, parents.x, i)
+        return p, p.tilt(self._scale(i) * g)
+
+    def _expand(
+        self, ctx: Context, model: Model, parents: Known, i: int, noise: Noise, cond: Tensor | None
+    ) -> tuple[Known, Tensor]:
+        """Children (B * M rows, sample-major) and their log-weights (B, M)."""
+        width = self.width * (2 if self.last == "greedy" and i == 1 else 1)
+        B = len(parents.x)
+        rows = torch.arange(B, device=parents.x.device).repeat_interleave(width)
+        p, q = self._proposal(ctx, model, parents, i, noise, cond)
+        children = noise.fold(i, _CHILD).repeat(width)
+        kids = q.take(rows).sample(children)
+        many = None if cond is None else cond[rows]
+        known = evaluate(ctx, model, parents, kids, i - 1, children.fold(_VALUE), self.value, many)
+        if known.value is None:
+            raise ValueError("tree search needs values")
+        value = known.value.view(B, width)
+        logw = self._scale(i) * (value - value.amax(1, keepdim=True))
+        if self.anchor == "ref":
+            p = ctx.reference.process.step(evaluate(ctx, ctx.reference, None, parents.x, i, noise, cond=cond).pred, parents.x, i)
+        if p is not q:
+            ratio = (p.take(rows).log_prob(kids) - q.take(rows).log_prob(kids)).view(B, width)
+            logw = logw + (ratio / kids[0].numel() if self.reduce == "mean" else ratio)
+        if logw.isnan().any() or (logw == -torch.inf).all(1).any():
+            raise NonFinite("search weights", int(logw.isnan().sum()), logw.numel())
+        return known, logw
+
+    def _pick(self, logw: Tensor, noise: Noise, i: int) -> Tensor:
+        """(B,) column of the child to move to."""
+        if self.select == "argmax" or (self.last == "greedy" and i == 1):
+            return logw.argmax(1)
+        return noise.fold(i, _PICK).categorical(logw)
+
+    def _tree_value(
+        self, ctx: Context, model: Model, kids: Known, pick: Tensor, i: int, noise: Noise, cond: Tensor | None
+    ) -> tuple[Tensor, tuple[Known, Tensor]]:
+        """The release's move (dav.md A.6, E3): to the sibling of largest own value plus that of its children.
+
+        Only the picked child has children, so with positive rewards it wins and with negative ones it loses.
+        """
+        B = len(pick)
+        value = kids.value.view(B, -1)  # type: ignore[union-attr]
+        rows = torch.arange(B, device=pick.device)
+        width = value.shape[1]
+        grown, logw = self._expand(ctx, model, kids.take(rows * width + pick), i - 1, noise, cond)
+        total = value.scatter_add(1, pick[:, None], grown.value.view(B, -1).sum(1, keepdim=True))  # type: ignore[union-attr]
+        best = total.argmax(1)
+        moved = (best != pick).nonzero()[:, 0]
+        if len(moved):
+            part = None if cond is None else cond[moved]
+            again, relogw = self._expand(ctx, model, kids.take(moved * width + best[moved]), i - 1, noise[moved], part)
+            wide = logw.shape[1]
+            slots = (moved[:, None] * wide + torch.arange(wide, device=pick.device)).flatten()
+            grown, logw = grown.put(slots, again), logw.index_copy(0, moved, relogw)
+        return best, (grown, logw)
+
+    @torch.no_grad()
+    def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
+        model = ctx.policy if self.on == "policy" else ctx.reference
+        process = model.process
+        x = process.prior(noise.fold(_PRIOR), dtype=model.dtype)
+        here = Known(x) if self.guide else evaluate(ctx, model, None, x, process.T, noise, cond=cond)
+        states, ahead, share, grown = [process.pack(x)], [], [], None
+        for i in range(process.T, 0, -1):
+            kids, logw = grown or self._expand(ctx, model, here, i, noise, cond)
+            grown = None
+            pick = self._pick(logw, noise, i)
+            if self.advance == "tree-value" and i > 1:
+                pick, grown = self._tree_value(ctx, model, kids, pick, i, noise, cond)
+            here = kids.take(torch.arange(len(x), device=x.device) * logw.shape[1] + pick)
+            if i > 1 and here.pred is None and not self.guide:  # a value that needed no prediction
+                here = Known(here.x, evaluate(ctx, model, None, here.x, i - 1, noise, cond=cond).pred, here.value)
+            share.append(1 / (logw.softmax(1) ** 2).sum(1).mean() / logw.shape[1])
+            states.append(process.pack(here.x))
+            if self.keep_lookahead:
+                ahead.append(self._clean(model, here, i - 1))
+        reward = here.value if self.value.uses_prediction and here.value is not None else _terminal(ctx, model, here.x, cond)
+        return Batch(
+            torch.stack(states),
+            reward,
+            lookahead=torch.stack(ahead) if ahead else None,
+            cond=cond,
+            stats={"ess_share": float(torch.stack(share).mean())},
+        )
+
+    @staticmethod
+    def _clean(model: Model, here: Known, i: int) -> Tensor:
+        """Packed clean prediction of the chosen state (dav.md A.8: the release's target)."""
+        if i == 0 or here.pred is None:
+            return model.process.pack(here.x)
+        mode = model.process.step(here.pred, here.x, i).mode
+        return model.process.pack(mode)
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """The best of N plain samples for each slot."""
+
+    n: int = 4
+
+    requires = frozenset({"sample"})
+
+    @torch.no_grad()
+    def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
+        many = None if cond is None else cond.repeat_interleave(self.n, 0)
+        batch = Rollout()(ctx, noise.repeat(self.n), many)
+        best = batch.reward.view(-1, self.n).argmax(1)
+        rows = torch.arange(len(noise), device=best.device) * self.n + best
+        return Batch(batch.states[:, rows], batch.reward[rows], cond=cond)
+
+
+@dataclass(frozen=True)
+class RealSamples:
+    """Real samples of a held-out split, drawn without replacement: the yardstick row of a table."""
+
+    split: str = "test"
+
+    requires = frozenset({"data"})
+
+    @torch.no_grad()
+    def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
+        if ctx.policy.data is None:
+            raise ValueError("this model carries no real data")
+        real = ctx.policy.data(self.split)
+        order = Noise.of(int(noise.keys[0]), len(real)).uniform(1)[:, 0].argsort()
+        x = real[order[: len(noise)].to(real.device)].to(ctx.policy.device)
+        state = torch.nn.functional.pad(x, (0, 1)) if ctx.policy.process.kind == "masked" else x
+        return Batch(ctx.policy.process.pack(state)[None], ctx.reward(x, cond), cond=cond)
