@@ -1,0 +1,103 @@
+"""Everything dav-bench ships, registered through the hooks that any plugin uses. No torch in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dav_bench.builtin import parts
+from dav_bench.builtin.methods import DAV, DAVKL, SVDD, BestOfN, Pretrained, Real
+from dav_bench.hookspecs import Register, hookimpl
+
+_STEP = ("sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference")
+_TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
+_ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
+_FIT = ("step.log_prob", "step.kl if kl", "reference if kl")
+_DAV_PAPER = "Diffusion alignment as variational EM (DAV)"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Settings of components read from shipped weights."""
+
+    weights: str = ""
+    """Stem of a file in the task's folder `weights`, or path of a safetensors file; empty is the default."""
+
+
+@hookimpl
+def register_methods(register: Register) -> None:
+    at = "dav_bench.builtin.methods."
+    register("real", at + "baselines:real", config=Real, requires="data", seeded=False,
+             summary="real samples of the task's test set: the yardstick")  # fmt: skip
+    register("pretrained", at + "baselines:pretrained", config=Pretrained, requires="sample", seeded=False,
+             summary="samples of the model before any alignment")  # fmt: skip
+    register("best-of-n", at + "baselines:best_of_n", config=BestOfN, requires="sample", search="best-of",
+             summary="the best of n samples of the pretrained model")  # fmt: skip
+    register("svdd", at + "baselines:svdd", config=SVDD, requires="step", search="tree",
+             summary="tree search on the pretrained model at test time", paper="arXiv:2408.08252")  # fmt: skip
+    register("dav", at + "dav:build", config=DAV, requires=(*_TREE, *_ANCHOR, *_FIT), tunes=True, search="tree",
+             summary="search for better trajectories, fit the model to them, repeat", paper=_DAV_PAPER)  # fmt: skip
+    register("dav-kl", at + "dav:build", config=DAVKL, requires=(*_TREE, *_ANCHOR, *_FIT), tunes=True, search="tree",
+             summary="DAV with a pull to the pretrained model", paper=_DAV_PAPER)  # fmt: skip
+
+
+@hookimpl
+def register_searchers(register: Register) -> None:
+    at = "dav_bench.builtin.parts:"
+    register(
+        "rollout",
+        at + "rollout",
+        config=parts.Rollout,
+        requires="sample",
+        summary="plain samples of the model",
+    )
+    register(
+        "best-of", at + "best_of", config=parts.BestOf, requires="sample", summary="the best of n samples"
+    )
+    register("tree", at + "tree", config=parts.Tree, requires=(*_TREE, *_ANCHOR),
+             summary="children at each step, one picked by its look-ahead reward")  # fmt: skip
+
+
+@hookimpl
+def register_trainers(register: Register) -> None:
+    register("forward-kl", "dav_bench.builtin.parts:forward_kl", config=parts.ForwardKL, requires=_FIT,
+             summary="maximum likelihood of the trajectories found, with an optional KL pull")  # fmt: skip
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    at = "dav_bench.builtin.models."
+    register("mdlm-dna", at + "mdlm:build", config=Weights, provides=(*_STEP, "data"), domain="sequence",
+             summary="masked diffusion of 200-base regulatory elements of four human cell types",
+             paper="arXiv:2406.07524")  # fmt: skip
+    register("toy-mixture", at + "toy:build_mixture", provides=_STEP, domain="vector",
+             summary="Gaussian mixture in the plane whose exact posterior is known")  # fmt: skip
+    register("toy-tokens", at + "toy:build_tokens", provides=_STEP, domain="sequence",
+             summary="six tokens over four letters whose exact posterior is known")  # fmt: skip
+
+
+@hookimpl
+def register_rewards(register: Register) -> None:
+    at = "dav_bench.builtin.rewards."
+    register("hepg2-specificity", at + "dna:build_specificity", config=Weights, provides="reward.grad",
+             summary="the same by another network and seed on other chromosomes")  # fmt: skip
+    register("hepg2-specificity-heldout", at + "dna:build_heldout", config=Weights, provides="reward.grad",
+             domain="sequence", summary="the same by another network and seed on other chromosomes")  # fmt: skip
+    register("toy-mixture", at + "toy:build_mixture", provides="reward.grad", domain="vector",
+             summary="minus the squared distance to a point of the plane")  # fmt: skip
+    register("toy-tokens", at + "toy:build_tokens", provides="reward.grad", domain="sequence",
+             summary="share of one letter and of one pair of letters")  # fmt: skip
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    sequence, dna = "dav_bench.builtin.metrics.sequence:", "dav_bench.builtin.metrics.dna:"
+    register("levenshtein", sequence + "levenshtein", role="diversity", unit="set", domain="sequence",
+             summary="mean pairwise edit distance")  # fmt: skip
+    register("kmer-corr", sequence + "kmer_corr", role="natural", unit="set", domain="sequence",
+             summary="Pearson correlation of 3-mer counts with real elements")  # fmt: skip
+    register("motif-corr", sequence + "motif_corr", role="natural", unit="set", domain="sequence",
+             summary="Spearman correlation of JASPAR motif hits with real elements")  # fmt: skip
+    register("log-likelihood", sequence + "log_likelihood", role="natural", unit="sample", domain="sequence",
+             summary="approximate log-likelihood under the pretrained model")  # fmt: skip
+    register("accessibility", dna + "accessibility", role="quality", unit="sample", reduce="mean",
+             domain="sequence", summary="share of samples called open chromatin in HepG2 at all")  # fmt: skip

@@ -1,0 +1,329 @@
+"""Task files: what is optimised, how it is measured, and with which settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dav_bench.errors import DavBenchError, ExitCode, near, problems
+
+if TYPE_CHECKING:
+    from dav_bench.registry import Catalog
+
+SCHEMA = 1
+ROLES = ("quality", "diversity", "natural")
+DERIVED = ("reward", "reward-heldout", "gap")
+"""Metrics that every task has without registering them."""
+
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "name": str,
+    "version": int,
+    "title": str,
+    "summary": str,
+    "paper": str,
+    "model": dict,
+    "reward": dict,
+    "metrics": dict,
+    "sampler": dict,
+    "eval": dict,
+    "budget": dict,
+    "rank": dict,
+    "expect": dict,
+    "method": dict,
+    "preset": dict,
+    "assets": list,
+    "baselines": list,
+}
+_LAYERED = ("method", "sampler", "eval", "budget", "model", "reward", "search")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task as its file states it."""
+
+    name: str
+    """Name on the command line."""
+    version: int
+    """Bumped when what is measured changes."""
+    folder: Path
+    """Where task.toml and its assets lie."""
+    title: str = ""
+    """One line for tables."""
+    summary: str = ""
+    """A sentence or two."""
+    paper: str = ""
+    """Where the task comes from."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """`use` and settings of the generator."""
+    rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Role (train, heldout) to `use` and settings."""
+    metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Role (quality, diversity, natural) to metric names, in the order of the table."""
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    """`steps` and whatever else the process takes."""
+    eval: Mapping[str, Any] = field(default_factory=dict)
+    """`samples`, `seed` and `every`."""
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    """`unit`, `train`, `sample`."""
+    rank: Mapping[str, Any] = field(default_factory=dict)
+    """`by`: metrics of the ranking; `gates`: conditions by metric."""
+    expect: Mapping[str, Any] = field(default_factory=dict)
+    """`device`, `hours`, `memory_gb` of the default run."""
+    methods: Mapping[str, Any] = field(default_factory=dict)
+    """Settings for all methods (scalars) and for one (tables)."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Named sets of overrides, such as `paper`."""
+    assets: tuple[str, ...] = ()
+    """Files the task measures with, relative to its folder; their content is part of the identity."""
+    baselines: tuple[str, ...] = ("pretrained",)
+    """Methods that a plain `run --method x` shows beside x."""
+    origin: str = ""
+    """Where it was found: ./tasks, $DAV_BENCH_TASKS, a plugin's name, or shipped."""
+
+    def asset(self, path: str) -> Path:
+        """A file of the task; a missing one is named with where it should be."""
+        found = self.folder / path
+        if not found.exists():
+            raise DavBenchError(
+                f"task {self.name!r} lacks {path}.",
+                f"Looked in {self.folder}.",
+                f"see {self.folder / 'README.md'} for how it is made",
+                code=ExitCode.MISSING,
+            )
+        return found
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of what is measured: name, version, model, rewards, metrics and the assets' content.
+
+        Settings of methods, sampler, evaluation and budget are left out: their resolved values are
+        part of each run's identity.
+        """
+        measured = {
+            "name": self.name,
+            "version": self.version,
+            "model": self.model,
+            "reward": self.rewards,
+            "metrics": self.metrics,
+            "assets": {p.relative_to(self.folder).as_posix(): _sha256(p) for p in self._asset_files()},
+        }
+        return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the file and the assets: equal copies of a task are one task."""
+        return hashlib.sha256((self.folder / "task.toml").read_bytes() + self.hash.encode()).hexdigest()
+
+    def _asset_files(self) -> list[Path]:
+        found: set[Path] = set()
+        for pattern in self.assets:
+            hits = [p for p in self.folder.glob(pattern) if p.is_file()]
+            if not hits:
+                self.asset(pattern)
+            found.update(hits)
+        return sorted(found)
+
+
+def read_task(folder: Path, origin: str = "") -> TaskSpec:
+    """Read `folder/task.toml`; everything wrong with it is reported at once."""
+    path = folder / "task.toml"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise DavBenchError(f"{path} cannot be read.", str(err)) from err
+    found = _shape_errors(data)
+    if found:
+        raise problems(f"{path} is not a valid task file.", found)
+    rewards = {role: _use(value) for role, value in data["reward"].items()}
+    return TaskSpec(
+        name=data["name"],
+        version=data["version"],
+        folder=folder.resolve(),
+        title=data.get("title", ""),
+        summary=data.get("summary", ""),
+        paper=data.get("paper", ""),
+        model=_use(data["model"]),
+        rewards=rewards,
+        metrics={role: tuple(data.get("metrics", {}).get(role, ())) for role in ROLES},
+        sampler=data.get("sampler", {}),
+        eval=data.get("eval", {}),
+        budget=data.get("budget", {}),
+        rank=data.get("rank", {}),
+        expect=data.get("expect", {}),
+        methods=data.get("method", {}),
+        presets=data.get("preset", {}),
+        assets=tuple(data.get("assets", ())),
+        baselines=tuple(data.get("baselines", ("pretrained",))),
+        origin=origin,
+    )
+
+
+def _use(value: Any) -> dict[str, Any]:
+    return {"use": value} if isinstance(value, str) else dict(value)
+
+
+def _shape_errors(data: Mapping[str, Any]) -> list[str]:
+    found = []
+    if data.get("schema") != SCHEMA:
+        found.append(f"schema must be {SCHEMA}, got {data.get('schema')!r}")
+    for key, value in data.items():
+        if key not in _KEYS:
+            found.append(f"unknown key {key!r}{near(key, _KEYS)}")
+        elif not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+            found.append(f"{key}: expected {_KEYS[key].__name__}, got {value!r}")  # type: ignore[union-attr]
+    found += [f"missing key {key!r}" for key in ("name", "version", "model", "reward") if key not in data]
+    if isinstance(data.get("name"), str) and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", data["name"]):
+        found.append(f"name {data['name']!r}: use small letters, digits, dot, dash and underscore")
+    if isinstance(data.get("model"), dict) and not isinstance(data["model"].get("use"), str):
+        found.append("model.use must name a model")
+    found += _reward_errors(data.get("reward"))
+    metrics = data.get("metrics", {})
+    for role in metrics if isinstance(metrics, dict) else ():
+        if role not in ROLES:
+            found.append(f"metrics.{role}: unknown role{near(role, ROLES)}")
+        elif not _texts(metrics[role]):
+            found.append(f"metrics.{role}: expected a list of names")
+    found += [
+        f"{k}: expected a list of names" for k in ("assets", "baselines") if not _texts(data.get(k, []))
+    ]
+    presets = data.get("preset", {})
+    for name, preset in presets.items() if isinstance(presets, dict) else ():
+        if not isinstance(preset, dict):
+            found.append(f"preset.{name}: expected tables such as [preset.{name}.sampler]")
+            continue
+        found += [
+            f"preset.{name}.{k}: unknown section{near(k, _LAYERED)}" for k in preset if k not in _LAYERED
+        ]
+    return found
+
+
+def _reward_errors(reward: Any) -> list[str]:
+    if not isinstance(reward, dict):
+        return []
+    found = [
+        f"reward.{r}: unknown role{near(r, ('train', 'heldout'))}"
+        for r in reward
+        if r not in ("train", "heldout")
+    ]
+    for role, value in reward.items():
+        if not isinstance(value, str) and not (isinstance(value, dict) and isinstance(value.get("use"), str)):
+            found.append(f"reward.{role} must name a reward")
+    return found if "train" in reward else [*found, "reward.train must name a reward"]
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_task(task: TaskSpec, catalog: Catalog) -> None:
+    """Check the names a task uses against what is registered; all errors at once."""
+    found = []
+    names = [("models", "model.use", task.model["use"])]
+    names += [("rewards", f"reward.{role}", reward["use"]) for role, reward in task.rewards.items()]
+    names += [
+        ("metrics", f"metrics.{role}", m) for role in ROLES for m in task.metrics[role] if m not in DERIVED
+    ]
+    names += [("methods", "baselines", b) for b in task.baselines]
+    for kind, where, name in names:
+        if catalog.find(kind, name) is None:
+            known = [*catalog.names(kind), *(DERIVED if kind == "metrics" else ())]
+            found.append(f"{where}: unknown {kind[:-1]} {name!r}{near(name, known)}")
+    ranked = [*task.rank.get("by", ()), *task.rank.get("gates", {})]
+    listed = [*DERIVED, *(m for role in ROLES for m in task.metrics[role])]
+    found += [f"rank: {m!r} is no metric of this task{near(m, listed)}" for m in ranked if m not in listed]
+    if found:
+        raise problems(
+            f"{task.folder / 'task.toml'} names what does not exist.", found, "dav-bench plugins list"
+        )
+
+
+def shipped_tasks() -> Path:
+    """Folder of the tasks that come with the package, installed or in a checkout."""
+    inside = Path(__file__).parent / "_tasks"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "tasks"
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    if root.is_dir():
+        yield from sorted(p.parent for p in root.glob("*/task.toml"))
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """All tasks in sight, with what was wrong on the way."""
+
+    found: Mapping[str, TaskSpec]
+    """Task by name."""
+    broken: Mapping[Path, str]
+    """Folders whose file is not valid, with the reason."""
+    notices: tuple[str, ...]
+    """One line for each copy in ./tasks that differs from the task it shadows."""
+
+
+@cache
+def _scan(cwd: Path, extra: str, plugins: tuple[tuple[str, Path], ...]) -> Tasks:
+    places = [("./tasks", p) for p in _folders(cwd / "tasks")]
+    for root in filter(None, extra.split(os.pathsep)):
+        places += [("$DAV_BENCH_TASKS", p) for p in _folders(Path(root))]
+    places += plugins
+    places += [("shipped", p) for p in _folders(shipped_tasks())]
+    found: dict[str, TaskSpec] = {}
+    broken, notices, seen = {}, [], set()
+    for origin, folder in places:
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        try:
+            task = read_task(folder, origin)
+        except DavBenchError as err:
+            broken[folder] = str(err)
+            continue
+        first = found.setdefault(task.name, task)
+        if first is not task and not _same(first, task):
+            notices.append(f"task {task.name!r} of {first.origin} shadows a different one of {task.origin}")
+    return Tasks(found, broken, tuple(notices))
+
+
+def _same(a: TaskSpec, b: TaskSpec) -> bool:
+    try:
+        return a.digest == b.digest
+    except DavBenchError:
+        return False
+
+
+def all_tasks() -> Tasks:
+    """Tasks in ./tasks, $DAV_BENCH_TASKS, plugins and the package; the first of a name wins."""
+    from dav_bench.plugins import catalog
+
+    plugins = tuple((e.origin, Path(str(e.target))) for e in catalog().all("tasks"))
+    return _scan(Path.cwd(), os.environ.get("DAV_BENCH_TASKS", ""), plugins)
+
+
+def find_task(name: str) -> TaskSpec:
+    """The task of that name; an unknown or broken one is explained."""
+    tasks = all_tasks()
+    if name in tasks.found:
+        return tasks.found[name]
+    for folder, reason in tasks.broken.items():
+        if folder.name == name:
+            raise DavBenchError(f"task {name!r} cannot be used.", reason)
+    raise DavBenchError(f"unknown task {name!r}{near(name, tasks.found)}", fix="dav-bench list tasks")
+
+
+def asset(task: str, path: str) -> Path:
+    """A file in a task's folder, for builders: `asset("dna", "weights/generator.safetensors")`."""
+    return find_task(task).asset(path)
