@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +36,8 @@ class MaximumLikelihood:
     """The KL of the step laws, or the release's squared error of the noise predictions (Gaussian only)."""
     reduce: Literal["sum", "mean"] = "sum"
     """Over dimensions: the likelihood itself, or its mean (release)."""
+    time_input: Literal["zero", "sigma"] = "zero"
+    """The DNA release tells a network that was trained without time the real one, in the fit alone (dav.md E13)."""
 
     requires = frozenset({"step.log_prob", "step.kl", "reference"})
 
@@ -48,7 +52,8 @@ class MaximumLikelihood:
 
     def __call__(self, ctx: Context, item: Item) -> Tensor:
         model = ctx.policy
-        step = model.step(item.x, item.i, item.cond)
+        with _timed(model) if self.time_input == "sigma" else nullcontext():
+            step = model.step(item.x, item.i, item.cond)
         size = item.x[0].numel() if not isinstance(step, MaskedStep) else item.x.shape[1]
         loss = self._fit(model, step, item)
         if self.reduce == "mean":
@@ -90,3 +95,14 @@ class MaximumLikelihood:
         a = model.process._share(item.i, item.x)
         eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (step.x0 - ref.x0)
         return (eps**2).flatten(1).mean(1)
+
+
+@contextmanager
+def _timed(model: Model) -> Iterator[None]:
+    """Tells the network the time while inside, if it has an input for it."""
+    had = getattr(model.network, "time_input", False)
+    model.network.time_input = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model.network.time_input = had  # type: ignore[assignment]

@@ -1,0 +1,55 @@
+"""Rows that everything else is read against, and searches that train nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dav_bench.builtin import parts
+from dav_bench.core.method import Method
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real samples of a split no method has seen: the yardstick row."""
+
+    split: str = "test"
+    """Split they are drawn from."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The model before any alignment."""
+
+
+@dataclass(frozen=True)
+class BestOfN(parts.BestOf):
+    """The best of n samples of the pretrained model."""
+
+
+@dataclass(frozen=True)
+class SVDD(parts.Tree):
+    """Tree search on the pretrained model at test time (arXiv 2408.08252, posterior-mean value).
+
+    The paper weighs children by exp(v / alpha); its released code takes the best child (`select=argmax`).
+    """
+
+    width: int = 10
+    """Candidates per sample and denoising step."""
+
+
+def real(c: Real) -> Method:
+    from dav_bench.core import RealSamples
+
+    return Method(RealSamples(c.split))
+
+
+def pretrained(c: Pretrained) -> Method:
+    return Method(parts.rollout(parts.Rollout()))
+
+
+def best_of_n(c: BestOfN) -> Method:
+    return Method(parts.best_of(c))
+
+
+def svdd(c: SVDD) -> Method:
+    return Method(parts.tree(c))

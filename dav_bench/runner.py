@@ -1,0 +1,432 @@
+"""One run, from specification to samples: the only place where the harness meets the science."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dav_bench import build
+from dav_bench.env import environment
+from dav_bench.errors import DavBenchError, ExitCode
+from dav_bench.events import RoundFinished, RunFinished, RunStarted, SamplesReady
+from dav_bench.files import DiskFull
+from dav_bench.plugins import catalog, emit
+from dav_bench.seeds import stream
+from dav_bench.spec import RunSpec
+from dav_bench.store import RunDir
+from dav_bench.tasks import ROLES, TaskSpec, find_task
+
+if TYPE_CHECKING:
+    import torch
+
+    from dav_bench.core import Batch, Context, Method, Model, Noise
+
+TRAIN_PHASES = ("search", "fit")
+"""Phases whose cost is training; `sample` is what a sample costs and `eval` what measuring costs."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is executed: none of it changes what is run."""
+
+    out: Path = Path("results")
+    """Results folder."""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:1 ..."""
+    dtype: str = "auto"
+    """auto | float32 | float64 | bfloat16; auto is bfloat16 on CUDA and float32 elsewhere."""
+    threads: int | None = None
+    """CPU threads; None leaves torch's choice."""
+    micro_batch: int | None = None
+    """Rows of a network call at most; None is chosen by the device."""
+    fresh: bool = False
+    """Run again although a finished or interrupted run exists."""
+    listeners: tuple[Any, ...] = ()
+    """Objects with life hooks, told of this command's runs only (progress display)."""
+    say: Callable[[str], None] = lambda line: None
+    """Told in a line what goes on outside the life hooks."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes; stored with it, and a resume uses what is stored."""
+
+    device: str
+    dtype: str
+    threads: int
+    micro_batch: int
+
+    @classmethod
+    def choose(cls, options: Options, stored: Mapping[str, Any]) -> Machine:
+        import torch
+
+        cuda = torch.cuda.is_available()
+        device = options.device if options.device != "auto" else "cuda" if cuda else "cpu"
+        if device.startswith("cuda") and not cuda:
+            raise DavBenchError(
+                f"device '{device}' was asked for and there is none.",
+                "This torch sees no CUDA device.",
+                "--device cpu, or `dav-bench env` to see what torch finds",
+            )
+        try:
+            device = str(torch.device(device))
+        except RuntimeError as err:
+            raise DavBenchError(f"unknown device '{device}'.", str(err).split("\n")[0], "--device auto") from err
+        dtype = options.dtype if options.dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+        if dtype not in ("float32", "float64", "bfloat16"):
+            raise DavBenchError(f"unknown dtype '{dtype}'.", "Known: float32, float64, bfloat16.", "--dtype auto")
+        threads = options.threads or torch.get_num_threads()
+        chosen = cls(device, dtype, threads, options.micro_batch or (2048 if device.startswith("cuda") else 256))
+        if not stored:
+            return chosen
+        kept = cls(**{name: stored[name] for name in ("device", "dtype", "threads", "micro_batch")})
+        if kept.device.startswith("cuda") and not cuda:
+            raise DavBenchError(
+                "this run was begun on a GPU and there is none here.",
+                "A resume uses the device, dtype, threads and micro-batch it was begun with.",
+                "resume it there, or start over with --fresh",
+            )
+        return kept
+
+    def apply(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.threads)
+        if self.device.startswith("cuda"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+
+
+def execute(spec: RunSpec, options: Options) -> RunDir:
+    """Run `spec`, or find it finished; a killed or interrupted run goes on from its last round.
+
+    Never raises for what goes wrong inside the run: the status and the message are in the run directory.
+
+    Raises:
+        KeyboardInterrupt: after the run was recorded as interrupted.
+        DavBenchError: the run could not begin (missing asset, another process owns it, ...).
+    """
+    run = RunDir.create(options.out, spec, fresh=options.fresh)
+    with run:
+        if run.status == "done":
+            return run
+        start, status, error = time.monotonic(), "failed", ""
+        try:
+            _Run(spec, run, options).go()
+            status = "done"
+        except KeyboardInterrupt:
+            status, error = "interrupted", "stopped by the user; the same command resumes it"
+            raise
+        except Exception as err:
+            status, error = _diagnose(err)
+            run.log(f"{status}: {error}")
+            if os.environ.get("DAV_BENCH_TRACEBACK"):
+                raise
+            if isinstance(err, DavBenchError) and err.code == ExitCode.MISSING:
+                raise
+        finally:
+            run.update(status=status, error=error or None)
+            if status == "done":  # only now: a kill before this line resumes from it
+                run.drop_checkpoint()
+            run.event("run_finished", status=status, error=error)
+            event = RunFinished(spec, run.path, status, error, final_metrics(run), time.monotonic() - start)
+            emit(event, options.listeners)
+    return run
+
+
+def _diagnose(err: Exception) -> tuple[str, str]:
+    """(status, message with a hint) of what ended a run."""
+    import torch
+
+    from dav_bench.core import NonFinite
+
+    text = " ".join(str(err).split()) or type(err).__name__
+    if isinstance(err, NonFinite):
+        return "nan", f"{text}; check the reward on such samples, or lower the learning rate or raise alpha"
+    if isinstance(err, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return "oom", f"out of memory: {text[:200]}; repeat with a smaller --micro-batch and --fresh"
+    if isinstance(err, DiskFull) or (isinstance(err, OSError) and err.errno == 28):
+        return "disk", f"{text}; free some space, then the same command goes on"
+    if isinstance(err, DavBenchError):
+        return "failed", text
+    return "failed", f"{type(err).__name__}: {text[:500]} (DAV_BENCH_TRACEBACK=1 shows where)"
+
+
+def final_metrics(run: RunDir) -> dict[str, float]:
+    """Final metrics of a run by name; empty before it is done."""
+    frame = run.metrics()
+    rows = frame.filter(frame["split"] == "final") if frame.height else frame
+    return dict(zip(rows["metric"], rows["value"], strict=True)) if rows.height else {}
+
+
+@contextmanager
+def _peak_memory(device: str) -> Iterator[Callable[[], float]]:
+    """Peak MB while inside: of the device on CUDA, else of this process (Linux resets its high-water mark)."""
+    import resource
+
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        yield lambda: torch.cuda.max_memory_allocated() / 2**20
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status")
+        yield lambda: int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    except OSError:
+        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class _Run:
+    """The parts of one run while it lasts."""
+
+    def __init__(self, spec: RunSpec, run: RunDir, options: Options) -> None:
+        self.spec, self.run, self.options = spec, run, options
+        self.task: TaskSpec = find_task(spec.task)
+        self.start = time.monotonic()
+
+    def go(self) -> None:
+        import torch
+
+        from dav_bench.core import Context, MeteredReward, Meter
+
+        env = self.run.env
+        self.machine = Machine.choose(self.options, env.get("execution", {}))
+        self.machine.apply()
+        if not env:
+            env = environment() | {"execution": vars(self.machine)}
+            self.run.write_env(env)
+        last = self.run.load_checkpoint()
+        self.meter = Meter(last[2]["meter"] if last else None)
+        with _peak_memory(self.machine.device) as peak:
+            self.method: Method = build.build_method(self.spec)
+            rounds = self.method.training.rounds if self.trains and self.method.training else 0
+            done = last[0] if last else 0
+            emit(RunStarted(self.spec, self.run.path, self.spec.label, env, rounds, done), self.options.listeners)
+            self.run.event("run_started", resumed=done)
+            dtype = getattr(torch, self.machine.dtype)
+            self.model: Model = build.build_model(self.spec).to(self.machine.device, dtype)
+            self.model.attach(self.meter, self.machine.micro_batch)
+            self.model.network.eval()
+            self.reference = self.model.reference()
+            reward = MeteredReward(self._reward("train"), self.meter, self.machine.micro_batch, "train")
+            self.ctx: Context = Context(self.model, self.reference, reward, self.meter)
+            searcher = self.method.search
+            if self.spec.search:
+                searcher = self._tuned()
+            elif self.trains:
+                self._train(last)
+                from dav_bench.core import Rollout
+
+                searcher = Rollout(keep=False)
+            self._evaluate(searcher)
+            if self.trains:
+                self.run.save_weights({k: v.detach().cpu() for k, v in self.model.trainable().items()})
+            self.run.update(meter=self.meter.state(), peak_mb=round(peak(), 1))
+
+    @property
+    def trains(self) -> bool:
+        return self.method.loss is not None and self.spec.search is None
+
+    def _reward(self, role: str) -> Any:
+        import torch
+
+        reward = build.build_reward(self.spec, role)
+        if isinstance(reward, torch.nn.Module):
+            reward = reward.to(self.machine.device).eval().requires_grad_(False)
+            reward = reward.double() if self.machine.dtype == "float64" else reward
+        return reward
+
+    def _noise(self, seed: int, n: int) -> Noise:
+        from dav_bench.core import Noise
+
+        return Noise.of(seed, n, device=self.machine.device)
+
+    # ---- training
+
+    def _tuned(self) -> Any:
+        """The test-time searcher, with the tuned weights of the base run loaded; that run is made if it is missing."""
+        base = execute(self.spec.base(), replace(self.options, fresh=False))
+        if base.status != "done":
+            raise DavBenchError(
+                f"{self.spec.label} searches on a tuned model, and training it ended as '{base.status}'.",
+                str(base.meta.get("error") or ""),
+                f"dav-bench results show {base.path.name}",
+            )
+        weights = base.load_weights()
+        own = self.model.trainable()
+        if set(weights) != set(own):
+            raise DavBenchError(f"{base.path} holds weights of another network.", fix="repeat its run with --fresh")
+        for name, parameter in own.items():
+            parameter.data.copy_(weights[name])
+        for phase in TRAIN_PHASES:  # what training cost belongs to this row too
+            self.meter.phases[phase].update(base.meta["meter"].get(phase, {}))
+        return build.build_search(self.spec)
+
+    def _train(self, last: tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None) -> None:
+        from dav_bench.core.fit import fit, optimizer
+
+        loss, plan = self.method.loss, self.method.training
+        if loss is None or plan is None:
+            raise ValueError("a method that trains needs a loss and its training settings")
+        opt = optimizer(self.model.trainable(), plan)
+        first = self._restore(opt, last) if last else 0
+        self.run.rewind_metrics(first)
+        ended = bool(last and last[2]["ended"])
+        for r in range(first + 1, plan.rounds + 1):
+            if ended:
+                break
+            began = time.monotonic()
+            with self.meter.phase("search"):
+                noise = self._noise(stream(self.spec.seed, "search", r), plan.samples)
+                batch = self.method.search(self.ctx, noise)
+            with self.meter.phase("fit"):
+                stats = fit(loss, self.ctx, batch, opt, plan, self._noise(stream(self.spec.seed, "fit", r), 1))
+            stats |= batch.stats | self._progress(batch) | {"seconds": time.monotonic() - began}
+            rows = self._rows(r, "train", {k: (v, plan.samples) for k, v in stats.items()})
+            every = int(self.spec.eval.get("every", 0))
+            if every and r % every == 0 and r < plan.rounds:
+                from dav_bench.core import Rollout
+
+                rows += self._rows(r, "eval", self._measure(self._draw(Rollout(keep=False), "eval"))[0])
+            self.run.append_metrics(rows)
+            median = stats["reward"]
+            ended = self._spent() or (plan.stop_reward is not None and median >= plan.stop_reward)
+            self._save(r, opt, ended)
+            event = RoundFinished(self.spec, r, plan.rounds, {f"train/{k}": float(v) for k, v in stats.items()},
+                                  self.meter.state(), int(self.meter.cost()), time.monotonic() - self.start)  # fmt: skip
+            emit(event, self.options.listeners)
+            self.run.event("round_finished", round=r, **{k: float(v) for k, v in stats.items()})
+
+    def _spent(self) -> bool:
+        """Whether the training budget is used up."""
+        limit = self.spec.budget.get("train")
+        if not isinstance(limit, int | float):
+            return False
+        unit = self.spec.budget.get("unit", "cost")
+        spent = {
+            "cost": self.meter.cost(*TRAIN_PHASES),
+            "reward": self.meter.total("reward", *TRAIN_PHASES),
+            "seconds": self.meter.total("seconds", *TRAIN_PHASES),
+        }
+        return bool(spent[unit] >= limit)
+
+    def _progress(self, batch: Batch) -> dict[str, float]:
+        """Reward and diversity of what the search found, for curves and the progress line."""
+        found = {"reward": float(batch.reward.double().median())}
+        samples = self._samples(batch)
+        for name in self.task.metrics["diversity"]:
+            entry = catalog().get("metrics", name)
+            if entry.unit == "set":
+                found[name] = float(entry.load()(samples, self._metric_context({})))
+        return found
+
+    # ---- checkpoints
+
+    def _save(self, r: int, opt: torch.optim.Optimizer, ended: bool) -> None:
+        tensors, steps = {}, {}
+        for name, parameter in self.model.trainable().items():
+            tensors[f"weight.{name}"] = parameter.detach().cpu()
+            for key, value in opt.state.get(parameter, {}).items():
+                if key == "step":
+                    steps[name] = float(value)
+                else:
+                    tensors[f"{key}.{name}"] = value.detach().cpu()
+        self.run.save_checkpoint(r, tensors, {"meter": self.meter.state(), "steps": steps, "ended": ended})
+        self.run.update(meter=self.meter.state())
+
+    def _restore(self, opt: torch.optim.Optimizer, last: tuple[int, dict[str, torch.Tensor], dict[str, Any]]) -> int:
+        import torch
+
+        r, tensors, scalars = last
+        for name, parameter in self.model.trainable().items():
+            parameter.data.copy_(tensors[f"weight.{name}"])
+            if name in scalars["steps"]:
+                moments = {k: tensors[f"{k}.{name}"].to(parameter.device) for k in ("exp_avg", "exp_avg_sq")}
+                opt.state[parameter] = {"step": torch.tensor(scalars["steps"][name]), **moments}
+        return r
+
+    # ---- evaluation
+
+    def _draw(self, searcher: Any, phase: str) -> Batch:
+        """The evaluation samples: noise depends on the protocol alone, so methods are compared on the same noise."""
+        with self.meter.phase(phase):
+            return searcher(self.ctx, self._eval_noise(int(self.spec.eval["samples"])))
+
+    def _eval_noise(self, n: int) -> Noise:
+        """Seeds of a method that trains nothing are seeds of its sampling; seed 0 shares the noise of the others."""
+        untrained = self.method.loss is None and self.spec.seed
+        axes = (self.spec.seed,) if untrained else ()
+        return self._noise(stream(int(self.spec.eval["seed"]), "eval", *axes), n)
+
+    def _evaluate(self, searcher: Any) -> None:
+        batch = self._draw(searcher, "sample")
+        metrics, columns = self._measure(batch)
+        done = int(self.run.metrics()["round"].max() or 0) if self.run.metrics().height else 0  # type: ignore[arg-type]
+        self.run.write_samples(columns)
+        if not final_metrics(self.run):  # else a kill came after this line; they are the same numbers
+            self.run.append_metrics(self._rows(done, "final", metrics))
+        table = self.run.samples()
+        emit(SamplesReady(self.spec, self.run.path, table, lambda i: table.row(i, named=True)), self.options.listeners)
+
+    def _samples(self, batch: Batch) -> Any:
+        from dav_bench.builtin.metrics.base import Samples
+
+        process = self.model.process
+        return Samples(self.model.decode(process.clean(process.unpack(batch.states[-1].cpu()))))
+
+    def _metric_context(self, rewards: dict[str, Any]) -> Any:
+        from dav_bench.builtin.metrics.base import MetricContext
+
+        return MetricContext(task=self.task, reference=lambda: self.reference, rewards=rewards,
+                             seed=int(self.spec.eval["seed"]), device=self.machine.device)  # fmt: skip
+
+    def _measure(self, batch: Batch) -> tuple[dict[str, tuple[float, int]], dict[str, Any]]:
+        """Metrics as (value, samples) by name, and the columns of samples.parquet."""
+        import numpy as np
+        import torch
+
+        from dav_bench.core import MeteredReward
+
+        samples = self._samples(batch)
+        n = len(samples)
+        rewards: dict[str, Any] = {"train": batch.reward.detach().cpu().double().numpy()}
+        columns: dict[str, Any] = {"index": np.arange(n), "noise_seed": self._eval_noise(n).keys.cpu().numpy()}
+        if samples.sequences is not None:
+            columns["sequence"] = samples.sequences
+        with self.meter.phase("eval"), torch.no_grad():
+            if self.spec.heldout and "heldout" in self.spec.rewards:
+                judge = MeteredReward(self._reward("heldout"), self.meter, self.machine.micro_batch, "heldout")
+                rewards["heldout"] = judge(samples.x.to(self.machine.device)).cpu().double().numpy()
+            metrics = {f"reward{'' if role == 'train' else '-' + role}": (float(np.median(v)), n) for role, v in rewards.items()}
+            columns |= {f"reward.{role}": values for role, values in rewards.items()}
+            ctx = self._metric_context(rewards)
+            for role in ROLES:
+                for name in self.task.metrics[role]:
+                    if name in metrics or catalog().find("metrics", name) is None:
+                        continue
+                    entry = catalog().get("metrics", name)
+                    value = entry.load()(samples, ctx)
+                    if entry.unit == "sample":
+                        columns[f"metric.{name}"] = value
+                        value = np.mean(value) if entry.reduce == "mean" else np.median(value)
+                    metrics[name] = (float(value), n)
+        return metrics, columns
+
+    def _rows(self, r: int, split: str, metrics: Mapping[str, tuple[float, int]]) -> list[dict[str, Any]]:
+        spent = {
+            "cost": int(self.meter.cost(*TRAIN_PHASES)),
+            "reward_rows": int(self.meter.total("reward", *TRAIN_PHASES)),
+            "seconds": self.meter.total("seconds", *TRAIN_PHASES),
+        }
+        return [
+            {"round": r, **spent, "split": split, "metric": name, "value": value, "n": n}
+            for name, (value, n) in metrics.items()
+        ]
