@@ -189,7 +189,7 @@ class Resolved:
     errors: list[str] = field(default_factory=list)
     """Everything wrong, for one report."""
     used: set[tuple[str, str, str]] = field(default_factory=set)
-    """(source, section, key) of each setting that found its field."""
+    """(source, section, key) of each setting that found its field, or whose error is reported here."""
 
 
 def resolve(
@@ -218,6 +218,7 @@ def resolve(
                 head = key.split(".")[0]
                 if head not in known:
                     if section not in loose:
+                        out.used.add((layer.source, section, key))
                         out.errors.append(f"{section}.{key} ({layer.source}): unknown key{near(key, known)}")
                     continue
                 out.used.add((layer.source, section, key))

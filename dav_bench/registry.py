@@ -183,7 +183,7 @@ class Registrar:
         self.entries.append(entry)
 
     def _check(self, name: str, target: Any, config: type | None) -> None:
-        if not isinstance(name, str) or not name or set(name) & set(" :+\\\t\n"):
+        if not isinstance(name, str) or not name or set(name) & set(" .:+\\\t\n"):
             raise DavBenchError(f"{self.origin!r}: {name!r} is no usable name for one of the {self.kind}.")
         lazy = isinstance(target, str) and target.count(":") == 1 and not target.endswith(":")
         if not (lazy or callable(target) or self.kind == "tasks"):

@@ -79,7 +79,7 @@ def register_models(register: Register) -> None:
 def register_rewards(register: Register) -> None:
     at = "dav_bench.builtin.rewards."
     register("hepg2-specificity", at + "dna:build_specificity", config=Weights, provides="reward.grad",
-             summary="the same by another network and seed on other chromosomes")  # fmt: skip
+             domain="sequence", summary="log-odds of open chromatin in HepG2 against other cells")  # fmt: skip
     register("hepg2-specificity-heldout", at + "dna:build_heldout", config=Weights, provides="reward.grad",
              domain="sequence", summary="the same by another network and seed on other chromosomes")  # fmt: skip
     register("toy-mixture", at + "toy:build_mixture", provides="reward.grad", domain="vector",

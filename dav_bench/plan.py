@@ -1,0 +1,384 @@
+"""From a command to runs: methods x tasks x seeds, each new, cached, resumable, or skipped with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dav_bench.config import Layer, Resolved, resolve
+from dav_bench.errors import DavBenchError, near, problems
+from dav_bench.layers import FIXED, task_layers
+from dav_bench.registry import Catalog, Entry, active
+from dav_bench.spec import RunSpec
+from dav_bench.tasks import TaskSpec, check_task
+
+Status = Literal["new", "cached", "resumable", "skip"]
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Protocol of evaluation, the same for every method."""
+
+    samples: int = 256
+    """Samples of the final evaluation; set metrics are comparable at equal numbers only."""
+    seed: int = 20000
+    """Seed of the evaluation noise."""
+    every: int = 10
+    """Rounds between evaluations while training."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits beside the number of rounds; whichever is reached first ends training."""
+
+    unit: Literal["cost"] = "cost"
+    """Network rows forward + 2 * rows backward."""
+    train: int | None = None
+    """Most cost of training."""
+    sample: int | None = None
+    """Most cost of one sample of a test-time method."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are executed; recorded with each run, no part of its identity."""
+
+    out: Path = Path("results")
+    """Results folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    dtype: str = "float32"
+    """float32, float64 or bfloat16 (autocast)."""
+    threads: int | None = None
+    """CPU threads; None leaves it to torch."""
+    micro_batch: int | None = None
+    """Most network rows computed at once; None is automatic."""
+    fresh: bool = False
+    """Rerun what is finished, and discard what an unfinished run left."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for."""
+
+    methods: Sequence[str]
+    """Names; empty with a pair."""
+    tasks: Sequence[TaskSpec]
+    """Tasks to run on."""
+    seeds: Sequence[int] = (0,)
+    """Training seeds."""
+    layers: Sequence[Layer] = ()
+    """Settings above the task file: config file, environment, --set."""
+    preset: str | None = None
+    """Preset of the task file."""
+    search: str | None = "auto"
+    """Searcher applied to tuned models at test time; "auto" is the method's own, None is none."""
+    pair: tuple[str, str] | None = None
+    """Searcher and trainer that make a method without code."""
+    reward: str | None = None
+    """Training reward instead of the task's: a name, or `path.py:function`."""
+    heldout: bool = True
+    """Read the held-out reward; tuning does not."""
+    baselines: bool = True
+    """Add the task's baselines."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan."""
+
+    spec: RunSpec
+    """What is run."""
+    task: TaskSpec
+    """The task it belongs to."""
+    status: Status
+    """new | cached | resumable | skip."""
+    path: Path
+    """Its run directory, whether it exists or not."""
+    reason: str = ""
+    """Why it is skipped, or what an earlier process left."""
+    fix: str = ""
+    """What would make a skipped run possible."""
+    base: RunSpec | None = None
+    """The training run that a test-time search builds on."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where each setting comes from, by `section.key`."""
+
+
+def plan(request: Request, options: Options, catalog: Catalog) -> list[PlannedRun]:
+    """All runs of a request in the order of execution: baselines, methods, each before the search built on it."""
+    runs: dict[str, PlannedRun] = {}
+    errors: list[str] = []
+    used: set[tuple[str, str, str]] = set()
+    for task in request.tasks:
+        check_task(task, catalog)
+        composer = _Composer(request, task, catalog, options)
+        for entry in _entries(request, task, catalog):
+            for run in composer.runs(entry):
+                runs.setdefault(run.spec.identity, run)
+        errors += composer.errors
+        used |= composer.used
+    errors += _unused(request, catalog, used)
+    if errors:
+        raise problems("some settings cannot be used.", list(dict.fromkeys(errors)), "dav-bench show METHOD")
+    return list(runs.values())
+
+
+def _entries(request: Request, task: TaskSpec, catalog: Catalog) -> list[Entry]:
+    names = list(task.baselines) if request.baselines else []
+    names += [m for m in request.methods if m not in names]
+    entries = [catalog.get("methods", name) for name in names]
+    if request.pair:
+        searcher, trainer = (
+            catalog.get(kind, name)
+            for kind, name in zip(("searchers", "trainers"), request.pair, strict=True)
+        )
+        requires = tuple(sorted({*searcher.requires, *trainer.requires}))
+        pair = "_".join(request.pair)
+        entries.append(
+            Entry(
+                "methods", pair, "pair", requires=requires, tunes=True, search=searcher.name, origin="--pair"
+            )
+        )
+    return entries
+
+
+def _unused(request: Request, catalog: Catalog, used: set[tuple[str, str, str]]) -> list[str]:
+    """Settings that reached no field: a misspelt section, or a method that is not part of the command."""
+    out = []
+    methods = catalog.names("methods")
+    here = {*request.methods, *(b for t in request.tasks if request.baselines for b in t.baselines)}
+    for layer in request.layers:
+        for section, values in layer.sections.items():
+            known = section.split(".")[0] in FIXED or section in methods
+            for key in values:
+                if (layer.source, section, key) in used:
+                    continue
+                name = f"{section}.{key} ({layer.source})"
+                if not known:
+                    out.append(f"{name}: unknown section{near(section, [*FIXED, *here])}")
+                elif section == "method":
+                    fields = _fields_of(here, catalog)
+                    out.append(f"{name}: no method of this command has it{near(key, fields)}")
+                elif layer.strict and section in methods and section not in here:
+                    out.append(f"{name}: {section!r} is not part of this command")
+                elif layer.strict and section in FIXED:
+                    out.append(f"{name}: nothing in this command has it")
+    return out
+
+
+def _fields_of(methods: Iterable[str], catalog: Catalog) -> set[str]:
+    configs = [e.config for m in methods if (e := catalog.find("methods", m)) is not None]
+    return {f for c in configs if c for f in c.__dataclass_fields__}
+
+
+class _Composer:
+    """Makes the runs of one task."""
+
+    def __init__(self, request: Request, task: TaskSpec, catalog: Catalog, options: Options):
+        self.request, self.task, self.catalog, self.options = request, task, catalog, options
+        self.layers = [*task_layers(task, request.preset), *request.layers]
+        self.errors: list[str] = []
+        self.used: set[tuple[str, str, str]] = set()
+        self.sources: dict[str, str] = {}
+        self.model, self.model_values = self._component("models", "model", task.model["use"])
+        self.domain = self.model.domain
+        self.sampler = self._section(_sampler_class(task), "sampler")
+        self.eval = self._section(Eval, "eval")
+        self.budget = {k: v for k, v in self._section(Budget, "budget").items() if v is not None}
+        self.rewards = {role: self._reward(role) for role in self._roles()}
+
+    def _roles(self) -> list[str]:
+        return [r for r in self.task.rewards if r == "train" or self.request.heldout]
+
+    def _note(self, found: Resolved, section: str) -> dict[str, Any]:
+        self.errors += found.errors
+        self.used |= found.used
+        self.sources |= {f"{section}.{key}": source for key, source in found.sources.items()}
+        return found.values
+
+    def _section(self, cls: type | None, section: str) -> dict[str, Any]:
+        return self._note(resolve(cls, self.layers, [section], getattr(self, "domain", None)), section)
+
+    def _component(self, kind: str, section: str, use: str) -> tuple[Entry, dict[str, Any]]:
+        """Entry and settings of a component chosen by `use` in its section."""
+        source = "task file"
+        layers = []
+        for layer in self.layers:
+            values = dict(layer.sections.get(section, {}))
+            if "use" in values:
+                use, source = values.pop("use"), layer.source
+                self.used.add((layer.source, section, "use"))
+            layers.append(Layer(layer.source, {section: values}))
+        entry = self.catalog.get(kind, use)
+        values = self._note(resolve(entry.config, layers, [section]), section)
+        self.sources[f"{section}.use"] = source
+        return entry, {"use": use, **values}
+
+    def _reward(self, role: str) -> dict[str, Any]:
+        section, use = f"reward.{role}", self.task.rewards[role]["use"]
+        if role == "train" and self.request.reward:
+            from dav_bench.build import inspect_reward, is_file_reward
+
+            use = self.request.reward
+            self.sources[f"{section}.use"] = "--reward"
+            if is_file_reward(use):
+                digest, text = inspect_reward(use)
+                return {"use": use, "sha256": digest, "text": text}
+            return {
+                "use": use,
+                **self._note(resolve(self.catalog.get("rewards", use).config, [], []), section),
+            }
+        return self._component("rewards", section, use)[1]
+
+    def runs(self, entry: Entry) -> list[PlannedRun]:
+        """The runs of one method: each seed, and test-time search on it where it tunes the model."""
+        kept, self.sources = self.sources, dict(self.sources)
+        params = self._params(entry)
+        search = self._search(entry, params)
+        out = []
+        for seed in self.request.seeds if entry.seeded else self.request.seeds[:1]:
+            spec = RunSpec(
+                task=self.task.name,
+                task_version=self.task.version,
+                task_hash=self.task.hash,
+                method=entry.name,
+                params=params,
+                model=self.model_values,
+                sampler=self.sampler,
+                rewards=self.rewards,
+                eval=self.eval,
+                budget=self.budget,
+                heldout=self.request.heldout and "heldout" in self.rewards,
+                seed=seed if entry.seeded else 0,
+            )
+            out.append(self._planned(spec, entry, params))
+            if search is not None:
+                tuned = RunSpec(**{**spec.to_dict(), "search": search})
+                out.append(self._planned(tuned, entry, params))
+        self.sources = kept
+        return out
+
+    def _params(self, entry: Entry) -> dict[str, Any]:
+        if entry.target != "pair":
+            found = resolve(entry.config, self.layers, ["method", entry.name], self.domain, loose=["method"])
+            return self._note(found, "method")
+        from dav_bench.core.method import Training
+
+        out: dict[str, Any] = {}
+        for kind, section, name in zip(
+            ("searchers", "trainers"), ("searcher", "trainer"), self.request.pair or (), strict=True
+        ):
+            config = self.catalog.get(kind, name).config
+            out[section] = {"name": name, "params": self._section(config, section)}
+        sections = ["method", "training"]
+        found = resolve(Training, self.layers, sections, self.domain, loose=["method"])
+        return {**out, "training": self._note(found, "training")}
+
+    def _search(self, entry: Entry, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Test-time search on a tuned model: settings it shares with the method start from the method's."""
+        if not entry.tunes or self.request.search is None:
+            return None
+        name = entry.search if self.request.search == "auto" else self.request.search
+        if name is None:
+            return None
+        searcher = self.catalog.get("searchers", name)
+        fields = searcher.config.__dataclass_fields__ if searcher.config else {}
+        held = params["searcher"]["params"] if "searcher" in params else params
+        same = {k: v for k, v in held.items() if k in fields}
+        layers = [Layer(entry.name, {"search": same}), *self.layers]
+        found = resolve(searcher.config, layers, ["search"], self.domain)
+        return {"name": name, "params": self._note(found, "search")}
+
+    def _planned(self, spec: RunSpec, entry: Entry, params: Mapping[str, Any]) -> PlannedRun:
+        path = self.options.out / spec.dirname
+        base = spec.base() if spec.search else None
+        reason, fix = self._misfit(spec, entry, params)
+        status: Status = "skip"
+        if not reason:
+            status, reason = _on_disk(path, spec, self.options.fresh)
+        return PlannedRun(spec, self.task, status, path, reason, fix, base, self.sources)
+
+    def _misfit(self, spec: RunSpec, entry: Entry, params: Mapping[str, Any]) -> tuple[str, str]:
+        """Why this run is impossible, and what would work; two empty strings when it is possible."""
+        needs = [(entry, _flat_params(params))]
+        if spec.search:
+            needs.append((self.catalog.get("searchers", spec.search["name"]), spec.search["params"]))
+        given = active(self.model.provides, {**self.sampler, **self.model_values})
+        train = self.rewards["train"]
+        for role, reward in self.rewards.items():
+            known = self.catalog.find("rewards", reward["use"])
+            if known and known.domain and self.domain and known.domain != self.domain:
+                return (
+                    f"{role} reward {known.name!r} scores {known.domain}, "
+                    f"model {self.model.name!r} makes {self.domain}",
+                    "dav-bench list rewards",
+                )
+        given |= _reward_gives(train, self.catalog)
+        for part, values in needs:
+            missing = sorted(active(part.requires, values) - given)
+            if missing:
+                return _explain(part, missing, values, train["use"], self.model.name, self.task.name)
+            if part.domain and self.domain and part.domain != self.domain:
+                return (
+                    f"{part.name!r} works on {part.domain}, model {self.model.name!r} makes {self.domain}",
+                    f"dav-bench list methods --fits {self.task.name}",
+                )
+        return "", ""
+
+
+def _sampler_class(task: TaskSpec) -> type:
+    """A config class with the task's sampler keys: which exist depends on its process."""
+    numbers = {"steps": int, "eta": float, "guidance": float}
+    values = {"steps": 64, **task.sampler}
+    return make_dataclass(
+        "Sampler", [(k, numbers.get(k, type(v)), field(default=v)) for k, v in values.items()], frozen=True
+    )
+
+
+def _flat_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by field name; for a pair, those of both parts."""
+    if "searcher" not in params or "trainer" not in params:
+        return dict(params)
+    return {**params["searcher"]["params"], **params["trainer"]["params"]}
+
+
+def _reward_gives(reward: Mapping[str, Any], catalog: Catalog) -> set[str]:
+    if "sha256" in reward:
+        return set() if reward["text"] else {"reward.grad"}
+    return active(catalog.get("rewards", reward["use"]).provides, reward)
+
+
+def _explain(
+    part: Entry, missing: list[str], values: Mapping[str, Any], reward: str, model: str, task: str
+) -> tuple[str, str]:
+    lacking = "reward " + repr(reward) if missing[0].startswith("reward.") else "model " + repr(model)
+    why = f"{part.name!r} needs {', '.join(missing)}; {lacking} does not give it"
+    for need in part.requires:
+        name, _, test = need.partition(" if ")
+        if name == missing[0] and test and "=" not in test and isinstance(values.get(test), bool):
+            section = "search" if part.kind == "searchers" else part.name
+            return why, f"--set {section}.{test}=false"
+    return why, f"dav-bench list methods --fits {task}"
+
+
+def _on_disk(path: Path, spec: RunSpec, fresh: bool) -> tuple[Status, str]:
+    """What an earlier process left in the run directory."""
+    if fresh or not (path / "run.json").exists():
+        return "new", ""
+    from dav_bench.store import RunDir
+
+    try:
+        run = RunDir.open(path)
+        held = run.status
+    except DavBenchError as err:
+        return "new", f"the folder is damaged: {err.what}"
+    if held == "done":
+        return "cached", ""
+    if held == "running":
+        return "skip", "another process is writing it"
+    if (path / "checkpoints" / "last.json").exists():
+        return "resumable", held
+    return "new", f"the last attempt ended: {held}"
