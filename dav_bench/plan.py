@@ -42,24 +42,6 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How runs are executed; recorded with each run, no part of its identity."""
-
-    out: Path = Path("results")
-    """Results folder."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    dtype: str = "float32"
-    """float32, float64 or bfloat16 (autocast)."""
-    threads: int | None = None
-    """CPU threads; None leaves it to torch."""
-    micro_batch: int | None = None
-    """Most network rows computed at once; None is automatic."""
-    fresh: bool = False
-    """Rerun what is finished, and discard what an unfinished run left."""
-
-
-@dataclass(frozen=True)
 class Request:
     """What a command asks for."""
 
@@ -107,16 +89,25 @@ class PlannedRun:
     """Where each setting comes from, by `section.key`."""
 
 
-def plan(request: Request, options: Options, catalog: Catalog) -> list[PlannedRun]:
-    """All runs of a request in the order of execution: baselines, methods, each before the search built on it."""
+def plan(
+    request: Request, catalog: Catalog, out: Path = Path("results"), fresh: bool = False
+) -> list[PlannedRun]:
+    """All runs of a request in the order of execution: baselines, methods, each before the search built on it.
+
+    Args:
+        request: What the command asks for.
+        catalog: Everything registered.
+        out: Results folder, which says what is finished or can be resumed.
+        fresh: Treat everything as new.
+    """
     runs: dict[str, PlannedRun] = {}
     errors: list[str] = []
     used: set[tuple[str, str, str]] = set()
     for task in request.tasks:
         check_task(task, catalog)
-        composer = _Composer(request, task, catalog, options)
+        composer = _Composer(request, task, catalog)
         for entry in _entries(request, task, catalog):
-            for run in composer.runs(entry):
+            for run in composer.runs(entry, out, fresh):
                 runs.setdefault(run.spec.identity, run)
         errors += composer.errors
         used |= composer.used
@@ -177,8 +168,8 @@ def _fields_of(methods: Iterable[str], catalog: Catalog) -> set[str]:
 class _Composer:
     """Makes the runs of one task."""
 
-    def __init__(self, request: Request, task: TaskSpec, catalog: Catalog, options: Options):
-        self.request, self.task, self.catalog, self.options = request, task, catalog, options
+    def __init__(self, request: Request, task: TaskSpec, catalog: Catalog):
+        self.request, self.task, self.catalog = request, task, catalog
         self.layers = [*task_layers(task, request.preset), *request.layers]
         self.errors: list[str] = []
         self.used: set[tuple[str, str, str]] = set()
@@ -233,7 +224,7 @@ class _Composer:
             }
         return self._component("rewards", section, use)[1]
 
-    def runs(self, entry: Entry) -> list[PlannedRun]:
+    def runs(self, entry: Entry, out: Path, fresh: bool) -> list[PlannedRun]:
         """The runs of one method: each seed, and test-time search on it where it tunes the model."""
         kept, self.sources = self.sources, dict(self.sources)
         params = self._params(entry)
@@ -254,10 +245,10 @@ class _Composer:
                 heldout=self.request.heldout and "heldout" in self.rewards,
                 seed=seed if entry.seeded else 0,
             )
-            out.append(self._planned(spec, entry, params))
+            out.append(self._planned(spec, entry, params, out, fresh))
             if search is not None:
                 tuned = RunSpec(**{**spec.to_dict(), "search": search})
-                out.append(self._planned(tuned, entry, params))
+                out.append(self._planned(tuned, entry, params, out, fresh))
         self.sources = kept
         return out
 
@@ -292,13 +283,15 @@ class _Composer:
         found = resolve(searcher.config, layers, ["search"], self.domain)
         return {"name": name, "params": self._note(found, "search")}
 
-    def _planned(self, spec: RunSpec, entry: Entry, params: Mapping[str, Any]) -> PlannedRun:
-        path = self.options.out / spec.dirname
+    def _planned(
+        self, spec: RunSpec, entry: Entry, params: Mapping[str, Any], out: Path, fresh: bool
+    ) -> PlannedRun:
+        path = out / spec.dirname
         base = spec.base() if spec.search else None
         reason, fix = self._misfit(spec, entry, params)
         status: Status = "skip"
         if not reason:
-            status, reason = _on_disk(path, spec, self.options.fresh)
+            status, reason = _on_disk(path, spec, fresh)
         return PlannedRun(spec, self.task, status, path, reason, fix, base, self.sources)
 
     def _misfit(self, spec: RunSpec, entry: Entry, params: Mapping[str, Any]) -> tuple[str, str]:
