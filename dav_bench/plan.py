@@ -224,7 +224,7 @@ class _Composer:
             }
         return self._component("rewards", section, use)[1]
 
-    def runs(self, entry: Entry, out: Path, fresh: bool) -> list[PlannedRun]:
+    def runs(self, entry: Entry, root: Path, fresh: bool) -> list[PlannedRun]:
         """The runs of one method: each seed, and test-time search on it where it tunes the model."""
         kept, self.sources = self.sources, dict(self.sources)
         params = self._params(entry)
@@ -245,10 +245,10 @@ class _Composer:
                 heldout=self.request.heldout and "heldout" in self.rewards,
                 seed=seed if entry.seeded else 0,
             )
-            out.append(self._planned(spec, entry, params, out, fresh))
+            out.append(self._planned(spec, entry, params, root, fresh))
             if search is not None:
                 tuned = RunSpec(**{**spec.to_dict(), "search": search})
-                out.append(self._planned(tuned, entry, params, out, fresh))
+                out.append(self._planned(tuned, entry, params, root, fresh))
         self.sources = kept
         return out
 
