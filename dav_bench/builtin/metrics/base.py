@@ -1,0 +1,66 @@
+"""What a metric is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dav_bench.core.model import Model
+
+if TYPE_CHECKING:
+    from dav_bench.tasks import TaskSpec
+
+BASES = "ACGT"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples that are measured."""
+
+    x: Tensor
+    """(n, L, V) one-hot, on the CPU; (n, 3, H, W) for images."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """(n, L) token numbers, A C G T = 0 1 2 3."""
+        return self.x.argmax(-1)
+
+    @cached_property
+    def sequences(self) -> list[str]:
+        """The samples as text."""
+        letters = np.frombuffer(BASES.encode(), np.uint8)[self.ids.numpy()]
+        return [row.tobytes().decode() for row in letters]
+
+
+@dataclass(frozen=True)
+class MetricContext:
+    """What a metric may use besides the samples."""
+
+    task: TaskSpec
+    """The task, with its folder."""
+    pretrained: Callable[[], Model]
+    """Gives the pretrained model; called only by metrics that need it."""
+    rewards: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Values per sample, by role, computed before the metrics."""
+    seed: int = 0
+    """Of the evaluation: the same for every method, so that comparisons are paired."""
+    device: str | torch.device = "cpu"
+    """Where networks run."""
+
+    def asset(self, path: str) -> Path:
+        """A file of the task's folder."""
+        return self.task.asset(path)
+
+    def reference(self) -> Model:
+        """The pretrained model, frozen."""
+        return self.pretrained()
