@@ -42,6 +42,24 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Options:
+    """How runs are executed; recorded with each run, no part of its identity."""
+
+    out: Path = Path("results")
+    """Results folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    dtype: str = "auto"
+    """float32, float64 or bfloat16 (autocast); auto is bfloat16 on CUDA and float32 elsewhere."""
+    threads: int | None = None
+    """CPU threads; None leaves it to torch."""
+    micro_batch: int | None = None
+    """Most network rows computed at once; None is chosen by the device."""
+    fresh: bool = False
+    """Rerun what is finished, and discard what an unfinished run left."""
+
+
+@dataclass(frozen=True)
 class Request:
     """What a command asks for."""
 
