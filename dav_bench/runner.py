@@ -32,24 +32,22 @@ TRAIN_PHASES = ("search", "fit")
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is executed: none of it changes what is run."""
+    """How runs are executed: recorded with each run, no part of its identity."""
 
     out: Path = Path("results")
     """Results folder."""
     device: str = "auto"
-    """auto | cpu | cuda | cuda:1 ..."""
+    """auto, cpu, cuda, cuda:1, ..."""
     dtype: str = "auto"
-    """auto | float32 | float64 | bfloat16; auto is bfloat16 on CUDA and float32 elsewhere."""
+    """float32, float64 or bfloat16 (autocast); auto is bfloat16 on CUDA and float32 elsewhere."""
     threads: int | None = None
-    """CPU threads; None leaves torch's choice."""
+    """CPU threads; None leaves it to torch."""
     micro_batch: int | None = None
-    """Rows of a network call at most; None is chosen by the device."""
+    """Most network rows computed at once; None is automatic."""
     fresh: bool = False
-    """Run again although a finished or interrupted run exists."""
+    """Rerun what is finished, and discard what an unfinished run left."""
     listeners: tuple[Any, ...] = ()
-    """Objects with life hooks, told of this command's runs only (progress display)."""
-    say: Callable[[str], None] = lambda line: None
-    """Told in a line what goes on outside the life hooks."""
+    """Objects with life hooks, told of this command's runs only: a progress display."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +138,43 @@ def execute(spec: RunSpec, options: Options) -> RunDir:
     return run
 
 
+def draw(
+    run: RunDir, n: int, options: Options, search: Mapping[str, Any] | None = None, seed: int = 0,
+    say: Callable[[str], None] = print, chunk: int = 256,
+) -> tuple[Any, Any]:  # fmt: skip
+    """More samples of a finished run: (Samples, training rewards (n,)).
+
+    Args:
+        run: a run that is done.
+        n: how many; a larger n with the same seed begins with the same samples.
+        search: test-time search as in `RunSpec.search`; None samples as the run did.
+        seed: of the sampling noise.
+        say: told how far it is, a line at a time.
+        chunk: samples drawn together, which bounds memory.
+    """
+    import torch
+
+    from dav_bench.core import Noise
+
+    spec = RunSpec.from_dict(run.spec)
+    spec = replace(spec, search=search) if search else spec
+    if run.status != "done":
+        raise DavBenchError(f"run {run.path.name} is not finished ({run.status}).", fix="repeat its command: it goes on")
+    job = _Run(spec, run, options)
+    job.prepare()
+    if job.method.loss is not None:
+        job.load(run if RunSpec.from_dict(run.spec).search is None else RunDir.open(options.out / spec.base().dirname))
+    searcher, parts, rewards = job.sampler(), [], []
+    for start in range(0, n, chunk):
+        noise = Noise.of(stream(seed, "sample"), min(chunk, n - start), start, job.machine.device)
+        batch = searcher(job.ctx, noise)
+        parts.append(job.samples(batch))
+        rewards.append(batch.reward.detach().cpu())
+        say(f"{min(start + chunk, n)} of {n} samples")
+    merged = type(parts[0])(torch.cat([p.x for p in parts]))
+    return merged, torch.cat(rewards).double().numpy()
+
+
 def _diagnose(err: Exception) -> tuple[str, str]:
     """(status, message with a hint) of what ended a run."""
     import torch
@@ -192,44 +227,52 @@ class _Run:
         self.task: TaskSpec = find_task(spec.task)
         self.start = time.monotonic()
 
-    def go(self) -> None:
+    def prepare(self, meter: Mapping[str, Any] | None = None) -> None:
+        """Model, reference, training reward and method, on the machine of this run."""
         import torch
 
         from dav_bench.core import Context, MeteredReward, Meter
 
-        env = self.run.env
-        self.machine = Machine.choose(self.options, env.get("execution", {}))
+        self.machine = Machine.choose(self.options, self.run.env.get("execution", {}))
         self.machine.apply()
-        if not env:
-            env = environment() | {"execution": vars(self.machine)}
-            self.run.write_env(env)
+        self.meter = Meter(meter)
+        self.method: Method = build.build_method(self.spec)
+        self.model: Model = build.build_model(self.spec).to(self.machine.device, getattr(torch, self.machine.dtype))
+        self.model.attach(self.meter, self.machine.micro_batch)
+        self.model.network.eval()
+        self.reference = self.model.reference()
+        reward = MeteredReward(self._reward("train"), self.meter, self.machine.micro_batch, "train")
+        self.ctx: Context = Context(self.model, self.reference, reward, self.meter)
+
+    def go(self) -> None:
+        """Train, search or both; evaluate; save."""
         last = self.run.load_checkpoint()
-        self.meter = Meter(last[2]["meter"] if last else None)
+        self.prepare(last[2]["meter"] if last else None)
         with _peak_memory(self.machine.device) as peak:
-            self.method: Method = build.build_method(self.spec)
+            env = self.run.env
+            if not env:
+                env = environment() | {"execution": vars(self.machine)}
+                self.run.write_env(env)
             rounds = self.method.training.rounds if self.trains and self.method.training else 0
             done = last[0] if last else 0
             emit(RunStarted(self.spec, self.run.path, self.spec.label, env, rounds, done), self.options.listeners)
             self.run.event("run_started", resumed=done)
-            dtype = getattr(torch, self.machine.dtype)
-            self.model: Model = build.build_model(self.spec).to(self.machine.device, dtype)
-            self.model.attach(self.meter, self.machine.micro_batch)
-            self.model.network.eval()
-            self.reference = self.model.reference()
-            reward = MeteredReward(self._reward("train"), self.meter, self.machine.micro_batch, "train")
-            self.ctx: Context = Context(self.model, self.reference, reward, self.meter)
-            searcher = self.method.search
-            if self.spec.search:
-                searcher = self._tuned()
-            elif self.trains:
+            if self.trains:
                 self._train(last)
-                from dav_bench.core import Rollout
-
-                searcher = Rollout(keep=False)
-            self._evaluate(searcher)
+            elif self.spec.search:
+                self._tuned()
+            self._evaluate(self.sampler())
             if self.trains:
                 self.run.save_weights({k: v.detach().cpu() for k, v in self.model.trainable().items()})
             self.run.update(meter=self.meter.state(), peak_mb=round(peak(), 1))
+
+    def sampler(self) -> Any:
+        """How this run's samples are drawn: test-time search, the method's own search, or the tuned model."""
+        from dav_bench.core import Rollout
+
+        if self.spec.search:
+            return build.build_search(self.spec)
+        return Rollout(keep=False) if self.trains else self.method.search
 
     @property
     def trains(self) -> bool:
@@ -251,8 +294,8 @@ class _Run:
 
     # ---- training
 
-    def _tuned(self) -> Any:
-        """The test-time searcher, with the tuned weights of the base run loaded; that run is made if it is missing."""
+    def _tuned(self) -> None:
+        """Load the tuned weights of the base run; that run is made if it is missing."""
         base = execute(self.spec.base(), replace(self.options, fresh=False))
         if base.status != "done":
             raise DavBenchError(
@@ -260,15 +303,17 @@ class _Run:
                 str(base.meta.get("error") or ""),
                 f"dav-bench results show {base.path.name}",
             )
-        weights = base.load_weights()
-        own = self.model.trainable()
-        if set(weights) != set(own):
-            raise DavBenchError(f"{base.path} holds weights of another network.", fix="repeat its run with --fresh")
-        for name, parameter in own.items():
-            parameter.data.copy_(weights[name])
+        self.load(base)
         for phase in TRAIN_PHASES:  # what training cost belongs to this row too
             self.meter.phases[phase].update(base.meta["meter"].get(phase, {}))
-        return build.build_search(self.spec)
+
+    def load(self, run: RunDir) -> None:
+        """Put the final weights of a run into the model."""
+        weights, own = run.load_weights(), self.model.trainable()
+        if set(weights) != set(own):
+            raise DavBenchError(f"{run.path} holds weights of another network.", fix="repeat its run with --fresh")
+        for name, parameter in own.items():
+            parameter.data.copy_(weights[name])
 
     def _train(self, last: tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None) -> None:
         from dav_bench.core.fit import fit, optimizer
@@ -321,7 +366,7 @@ class _Run:
     def _progress(self, batch: Batch) -> dict[str, float]:
         """Reward and diversity of what the search found, for curves and the progress line."""
         found = {"reward": float(batch.reward.double().median())}
-        samples = self._samples(batch)
+        samples = self.samples(batch)
         for name in self.task.metrics["diversity"]:
             entry = catalog().get("metrics", name)
             if entry.unit == "set":
@@ -376,7 +421,8 @@ class _Run:
         table = self.run.samples()
         emit(SamplesReady(self.spec, self.run.path, table, lambda i: table.row(i, named=True)), self.options.listeners)
 
-    def _samples(self, batch: Batch) -> Any:
+    def samples(self, batch: Batch) -> Any:
+        """Decoded samples on the CPU."""
         from dav_bench.builtin.metrics.base import Samples
 
         process = self.model.process
@@ -385,7 +431,7 @@ class _Run:
     def _metric_context(self, rewards: dict[str, Any]) -> Any:
         from dav_bench.builtin.metrics.base import MetricContext
 
-        return MetricContext(task=self.task, reference=lambda: self.reference, rewards=rewards,
+        return MetricContext(task=self.task, pretrained=lambda: self.reference, rewards=rewards,
                              seed=int(self.spec.eval["seed"]), device=self.machine.device)  # fmt: skip
 
     def _measure(self, batch: Batch) -> tuple[dict[str, tuple[float, int]], dict[str, Any]]:
@@ -395,7 +441,7 @@ class _Run:
 
         from dav_bench.core import MeteredReward
 
-        samples = self._samples(batch)
+        samples = self.samples(batch)
         n = len(samples)
         rewards: dict[str, Any] = {"train": batch.reward.detach().cpu().double().numpy()}
         columns: dict[str, Any] = {"index": np.arange(n), "noise_seed": self._eval_noise(n).keys.cpu().numpy()}
