@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,10 @@ class Options:
     """Most network rows computed at once; None is chosen by the device."""
     fresh: bool = False
     """Rerun what is finished, and discard what an unfinished run left."""
+    listeners: tuple[Any, ...] = ()
+    """Objects with life hooks, told of this command's runs only (progress display)."""
+    say: Callable[[str], None] = lambda line: None
+    """Told in a line what goes on outside the life hooks."""
 
 
 @dataclass(frozen=True)
