@@ -87,9 +87,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_parquet(path: Path, frame: pl.DataFrame, identity: str = "") -> None:
-    """Replace a parquet file atomically; schema and identity go to its footer. Same rows, same bytes."""
-    metadata = {"dav_bench.schema": str(SCHEMA), "dav_bench.identity": identity}
+def write_parquet(path: Path, frame: pl.DataFrame, footer: Mapping[str, str]) -> None:
+    """Replace a parquet file atomically; the schema and `footer` go to its footer. Same rows, same bytes."""
+    metadata = {"dav_bench.schema": str(SCHEMA), **{f"dav_bench.{k}": v for k, v in footer.items()}}
     with replacing(path) as temporary:
         frame.write_parquet(temporary, compression="zstd", row_group_size=1 << 20, metadata=metadata)
 

@@ -38,13 +38,11 @@ from dav_bench.files import (
     write_tensors,
     write_text,
 )
-from dav_bench.spec import IDENTITY_VERSION
+from dav_bench.spec import IDENTITY_VERSION, RunSpec
 
 if TYPE_CHECKING:
     import polars as pl
     import torch
-
-    from dav_bench.spec import RunSpec
 
 STATUSES = ("running", "done", "failed", "oom", "nan", "disk", "interrupted")
 """What run.json may say; readers derive "killed" from "running" without an owner."""
@@ -282,14 +280,16 @@ class RunDir:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """spec.toml as a dictionary (feed it to `RunSpec.from_dict`)."""
-        import tomllib
-
+        """spec.toml for `RunSpec.from_dict`, checked against the identity of the run."""
         path = self.path / "spec.toml"
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            spec = RunSpec.from_toml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, DavBenchError) as error:
             raise damaged(path, error) from error
+        identity = self.meta["identity"]
+        if identity["version"] == IDENTITY_VERSION and identity["hash"] != spec.identity:
+            raise damaged(path, ValueError("its hash is not the identity of the run"))
+        return spec.to_dict()
 
     @property
     def env(self) -> dict[str, Any]:
@@ -334,7 +334,7 @@ class RunDir:
         new = pl.DataFrame([{key: row[key] for key in METRICS} for row in rows], schema=_schema())
         with self._guard:
             frame = pl.concat([self.metrics(), new])
-            write_parquet(self.path / "metrics.parquet", frame, self._identity())
+            write_parquet(self.path / "metrics.parquet", frame, {"identity": self._identity()})
             self._metrics = frame
 
     def rewind_metrics(self, round: int) -> None:
@@ -344,7 +344,7 @@ class RunDir:
         frame = self.metrics()
         kept = frame.filter(pl.col("round") <= round)
         if kept.height < frame.height:
-            write_parquet(self.path / "metrics.parquet", kept, self._identity())
+            write_parquet(self.path / "metrics.parquet", kept, {"identity": self._identity()})
             self._metrics = kept
 
     def metrics(self) -> pl.DataFrame:
@@ -367,7 +367,7 @@ class RunDir:
         lengths = {s.name: s.len() for s in series}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of unequal length: {lengths}")
-        write_parquet(self.path / "samples.parquet", pl.DataFrame(series), self._identity())
+        write_parquet(self.path / "samples.parquet", pl.DataFrame(series), {"identity": self._identity()})
 
     def samples(self) -> pl.DataFrame:
         """samples.parquet."""
