@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,28 +39,6 @@ class Budget:
     """Most cost of training."""
     sample: int | None = None
     """Most cost of one sample of a test-time method."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How runs are executed; recorded with each run, no part of its identity."""
-
-    out: Path = Path("results")
-    """Results folder."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    dtype: str = "auto"
-    """float32, float64 or bfloat16 (autocast); auto is bfloat16 on CUDA and float32 elsewhere."""
-    threads: int | None = None
-    """CPU threads; None leaves it to torch."""
-    micro_batch: int | None = None
-    """Most network rows computed at once; None is chosen by the device."""
-    fresh: bool = False
-    """Rerun what is finished, and discard what an unfinished run left."""
-    listeners: tuple[Any, ...] = ()
-    """Objects with life hooks, told of this command's runs only (progress display)."""
-    say: Callable[[str], None] = lambda line: None
-    """Told in a line what goes on outside the life hooks."""
 
 
 @dataclass(frozen=True)
