@@ -1,0 +1,1 @@
+"""Boards: pure functions from the files of runs to tables."""

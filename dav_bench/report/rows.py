@@ -1,0 +1,94 @@
+"""What a board is made of: one `Row` per finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dav_bench.errors import DavBenchError
+from dav_bench.plugins import catalog
+from dav_bench.report.terms import COMPARED, arguments
+from dav_bench.spec import RunSpec
+
+if TYPE_CHECKING:
+    from dav_bench.store import RunDir
+    from dav_bench.tasks import TaskSpec
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished run, as a board sees it."""
+
+    spec: Mapping[str, Any]
+    """The whole run specification."""
+    identity: str
+    """Its hash."""
+    run_id: str
+    """The part all seeds share."""
+    label: str
+    """Name of the row."""
+    seed: int
+    """Training seed."""
+    meter: Mapping[str, Mapping[str, float]]
+    """Phase to counts and seconds."""
+    metrics: Mapping[str, float]
+    """Set metrics by name."""
+    samples: Mapping[str, np.ndarray]
+    """Per-sample values (n,) by column: reward.train, reward.heldout, metric.<name>."""
+    peak_mb: float | None = None
+    """Peak memory in MB."""
+    version: str = ""
+    """Version of dav-bench that ran it."""
+    arguments: tuple[str, ...] = ()
+    """Options of `dav-bench run` that make it, besides --task and --seeds."""
+    source: str = "local"
+    """local or published."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of the specification that must agree between comparable rows."""
+        return {key: self.spec.get(key) for key in COMPARED}
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return max((len(v) for v in self.samples.values()), default=0)
+
+
+def read_row(run: RunDir, task: TaskSpec) -> Row:
+    """The row of a finished run.
+
+    Raises:
+        DavBenchError: the run is not done, or one of its files is missing or damaged.
+    """
+    meta = run.meta
+    if meta.get("status") != "done":
+        raise DavBenchError(
+            f"run {run.path.name} is not done but {run.status}.", fix="repeat its command to resume"
+        )
+    spec = RunSpec.from_dict(run.spec)
+    table = run.samples()
+    samples = {
+        name: table[name].to_numpy().astype(np.float64)
+        for name in sorted(table.columns)
+        if name.startswith(("reward.", "metric."))
+    }
+    final = {
+        m: v for split, m, v in run.metrics().select("split", "metric", "value").rows() if split == "final"
+    }
+    return Row(
+        spec=spec.to_dict(),
+        identity=meta["identity"]["hash"],
+        run_id=spec.run_id,
+        label=meta["label"],
+        seed=spec.seed,
+        meter=meta["meter"],
+        metrics=dict(sorted(final.items())),
+        samples=samples,
+        peak_mb=meta.get("peak_mb"),
+        version=str(run.env.get("packages", {}).get("dav-bench", "")),
+        arguments=arguments(spec, task, catalog()),
+    )
