@@ -302,8 +302,13 @@ def state_dict(content: Mapping[str, Any], prefix: str = "", what: str = "checkp
     }
 
 
-def fill(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str, fix: str = "") -> None:
-    """Load `tensors` into `module`; missing, unknown and misshapen keys are listed in one error."""
+def fill(
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str, fix: str = "", assign: bool = False
+) -> None:
+    """Load `tensors` into `module`; missing, unknown and misshapen keys are listed in one error.
+
+    `assign` puts them in the place of the module's own (one on the meta device) without a copy.
+    """
     own = module.state_dict()
     missing = sorted(own.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - own.keys())
@@ -319,7 +324,7 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str, fix:
             *_some("other shapes", shapes),
         ]
         raise DavBenchError(f"The file is not the {what} it should be", "\n".join(lines), fix)
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def _some(label: str, names: list[str], most: int = 3) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dav_bench.builtin import parts
+from dav_bench.builtin.gosai import GosaiModel, GosaiReward
 from dav_bench.builtin.methods import DAV, DAVKL, SVDD, BestOfN, Pretrained, Real
 from dav_bench.hookspecs import Register, hookimpl
 
@@ -69,6 +70,9 @@ def register_models(register: Register) -> None:
     register("mdlm-dna", at + "mdlm:build", config=Weights, provides=(*_STEP, "data"), domain="sequence",
              summary="masked diffusion of 200-base regulatory elements of four human cell types",
              paper="arXiv:2406.07524")  # fmt: skip
+    register("gosai", at + "gosai:build", config=GosaiModel, provides=_STEP, domain="sequence",
+             summary="published masked diffusion of measured 200-base enhancers (file not shipped)",
+             paper="arXiv:2410.13643")  # fmt: skip
     register("toy-mixture", at + "toy:build_mixture", provides=_STEP, domain="vector",
              summary="Gaussian mixture in the plane whose exact posterior is known")  # fmt: skip
     register("toy-tokens", at + "toy:build_tokens", provides=_STEP, domain="sequence",
@@ -82,6 +86,10 @@ def register_rewards(register: Register) -> None:
              domain="sequence", summary="log-odds of open chromatin in HepG2 against other cells")  # fmt: skip
     register("hepg2-specificity-heldout", at + "dna:build_heldout", config=Weights, provides="reward.grad",
              domain="sequence", summary="the same by another network and seed on other chromosomes")  # fmt: skip
+    register("gosai-hepg2", at + "gosai:build", config=GosaiReward, provides="reward.grad", domain="sequence",
+             summary="activity in HepG2 by a published Enformer oracle (file not shipped)")  # fmt: skip
+    register("gosai-hepg2-heldout", at + "gosai:build_heldout", config=GosaiReward, provides="reward.grad",
+             domain="sequence", summary="the same by the oracle of the other chromosomes")  # fmt: skip
     register("toy-mixture", at + "toy:build_mixture", provides="reward.grad", domain="vector",
              summary="minus the squared distance to a point of the plane")  # fmt: skip
     register("toy-tokens", at + "toy:build_tokens", provides="reward.grad", domain="sequence",
@@ -101,3 +109,10 @@ def register_metrics(register: Register) -> None:
              summary="approximate log-likelihood under the pretrained model")  # fmt: skip
     register("accessibility", dna + "accessibility", role="quality", unit="sample", reduce="mean",
              domain="sequence", summary="share of samples called open chromatin in HepG2 at all")  # fmt: skip
+    gosai = "dav_bench.builtin.metrics.gosai:"
+    register("gosai-accessibility", gosai + "accessibility", role="quality", unit="sample", reduce="mean",
+             domain="sequence", summary="share of samples the ATAC classifier calls open in HepG2")  # fmt: skip
+    register("gosai-kmer-corr", gosai + "kmer_corr", role="natural", unit="set", domain="sequence",
+             summary="Pearson correlation of 3-mer counts with the 0.1 % most active elements")  # fmt: skip
+    register("gosai-motif-corr", gosai + "motif_corr", role="natural", unit="set", domain="sequence",
+             summary="Spearman correlation of motif hits with the 0.1 % most active elements")  # fmt: skip
