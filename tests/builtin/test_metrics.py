@@ -64,11 +64,12 @@ def edit_distance(a: str, b: str) -> int:
 def test_samples_as_text() -> None:
     samples = Samples(one_hot(["ACGT", "TTGA"]))
     assert (len(samples), samples.sequences) == (2, ["ACGT", "TTGA"])
+    assert Samples(torch.zeros(5, 2)).sequences is None
 
 
 def test_levenshtein_is_the_mean_over_unordered_pairs() -> None:
     samples = Samples(F.one_hot(random_bases(7, 40), 4).float())
-    pairs = [edit_distance(a, b) for a, b in combinations(samples.sequences, 2)]
+    pairs = [edit_distance(a, b) for a, b in combinations(samples.sequences or [], 2)]
     assert levenshtein(samples, context()) == pytest.approx(sum(pairs) / len(pairs), rel=1e-12)
     assert levenshtein(Samples(one_hot(["AAAA", "AAAT", "TAAA"])), context()) == pytest.approx(4 / 3)
     assert levenshtein(Samples(one_hot(["ACGT"])), context()) == 0

@@ -25,7 +25,7 @@ class Samples:
     """The samples that are measured."""
 
     x: Tensor
-    """(n, L, V) one-hot, on the CPU; (n, 3, H, W) for images."""
+    """(n, L, V) one-hot, on the CPU; images are (n, 3, H, W), vectors (n, d)."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -36,8 +36,10 @@ class Samples:
         return self.x.argmax(-1)
 
     @cached_property
-    def sequences(self) -> list[str]:
-        """The samples as text."""
+    def sequences(self) -> list[str] | None:
+        """The samples as text; None where they are no sequences of A C G T."""
+        if self.x.ndim != 3 or self.x.shape[-1] != len(BASES):
+            return None
         letters = np.frombuffer(BASES.encode(), np.uint8)[self.ids.numpy()]
         return [row.tobytes().decode() for row in letters]
 

@@ -36,10 +36,10 @@ def levenshtein(samples: Samples, ctx: MetricContext) -> float:
 
     Unit: edits (insertions, deletions, substitutions); 0 for fewer than two samples.
     """
-    n = len(samples)
+    text = samples.sequences or []
+    n = len(text)
     if n < 2:
         return 0.0
-    text = samples.sequences
     return float(cdist(text, text, scorer=Levenshtein.distance, dtype=np.int32).sum() / (n * (n - 1)))
 
 
