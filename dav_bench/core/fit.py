@@ -40,14 +40,18 @@ def gradient(loss: Loss, ctx: Context, batch: Batch, index: Tensor, alive: Tenso
 def fit(
     loss: Loss, ctx: Context, batch: Batch, opt: torch.optim.Optimizer, training: Training, noise: Noise
 ) -> dict[str, float]:
-    """`training.updates` passes over the items of a batch, one optimiser step for each minibatch of them."""
+    """`training.updates` passes over the items of a batch, one optimiser step for each minibatch of them.
+
+    The network stays in evaluation mode: with dropout the first pass would not see the log-probabilities that the
+    search sampled from, and its global random numbers would have to be saved for a resume.
+    """
     alive = loss.active(batch)
     usable = torch.arange(len(batch), device=alive.device)
     if training.subset < 1:  # a random share of the trajectories, as the release uses by accident (dav.md E12)
         samples = batch.states.shape[1]
         chosen = noise.fold(0).uniform(samples)[0].argsort()[: max(1, round(training.subset * samples))]
         usable = usable[torch.isin(usable % samples, chosen.to(usable.device))]
-    ctx.policy.network.train()
+    ctx.policy.network.eval()
     losses, norms = [], []
     for update in range(training.updates):
         order = usable[noise.fold(1, update).uniform(len(usable))[0].argsort().to(usable.device)]
@@ -59,5 +63,4 @@ def fit(
                 raise NonFinite("the gradient", 1, 1)
             norms.append(float(norm))
             opt.step()
-    ctx.policy.network.eval()
     return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}

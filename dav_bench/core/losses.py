@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .model import Model
-from .process import MaskedProcess
+from .process import GaussianProcess, MaskedProcess
 from .protocols import Batch, Context, Item
 from .steps import GaussianStep, MaskedStep, Step
 
@@ -29,7 +29,7 @@ class MaximumLikelihood:
     target: Literal["transition", "lookahead", "final"] = "transition"
     """Fit the step taken (paper), the winner's clean prediction (release, tokens) or the final sample."""
     weight: Literal["paper", "release", "uniform"] = "paper"
-    """Weight of a step when fitting a clean target: (m_i − m_{i−1})/m_i, the release's (m_i − m_{i−1})/(1 − m_i), or 1."""
+    """Weight of a step towards a clean target: (m_i − m_{i−1})/m_i, the release's (m_i − m_{i−1})/(1 − m_i), or 1."""
     skip: int = 0
     """Leave out the first steps of each trajectory (the release skips 80 of 128)."""
     kl_form: Literal["exact", "mse"] = "exact"
@@ -54,17 +54,14 @@ class MaximumLikelihood:
         model = ctx.policy
         with _timed(model) if self.time_input == "sigma" else nullcontext():
             step = model.step(item.x, item.i, item.cond)
-        size = item.x[0].numel() if not isinstance(step, MaskedStep) else item.x.shape[1]
-        loss = self._fit(model, step, item)
-        if self.reduce == "mean":
-            loss = loss / size
+        size = step.size if self.reduce == "mean" else 1
+        loss = self._fit(model, step, item) / size
         if not self.kl:
             return loss
         with torch.no_grad():
             ref = ctx.reference.step(item.x, item.i, item.cond)
         if self.kl_form == "exact":
-            pull = step.kl(ref)  # type: ignore[arg-type]
-            pull = pull / size if self.reduce == "mean" else pull
+            pull = step.kl(ref) / size  # type: ignore[arg-type]
         else:
             pull = self._noise_error(model, step, ref, item)
         return loss + self.kl * pull
@@ -90,9 +87,9 @@ class MaximumLikelihood:
     @staticmethod
     def _noise_error(model: Model, step: Step, ref: Step, item: Item) -> Tensor:
         """(B,) mean squared difference of the two noise predictions (dav.md A8)."""
-        if not isinstance(step, GaussianStep) or not hasattr(model.process, "alphas_bar"):
+        if not isinstance(step, GaussianStep) or not isinstance(model.process, GaussianProcess):
             raise ValueError("kl_form 'mse' is defined for Gaussian steps only")
-        a = model.process._share(item.i, item.x)
+        a = model.process.share(item.i, item.x)
         eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (step.x0 - ref.x0)
         return (eps**2).flatten(1).mean(1)
 

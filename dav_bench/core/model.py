@@ -46,7 +46,7 @@ class Model:
         self.data = data
         """data(split) -> real samples in the form of `decode`; None where the task has none."""
         self._decode = decode
-        self.meter, self.micro_batch = Meter(), None
+        self.meter, self.micro_batch = Meter(), None  # type: tuple[Meter, int | None]
         self.autocast: torch.dtype | None = None
         self._reference: Model | None = None
 

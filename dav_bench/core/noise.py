@@ -70,7 +70,8 @@ class Noise:
 
     def repeat(self, m: int) -> Noise:
         """(n * m,) streams, sample-major: those of the m children of each sample."""
-        child = torch.arange(1, m + 1, dtype=torch.int64, device=self.keys.device) * _signed(_GOLDEN)
+        # negative, so that no child is the stream of a tag of `fold`
+        child = -torch.arange(1, m + 1, dtype=torch.int64, device=self.keys.device) * _signed(_GOLDEN)
         return Noise(_mix(self.keys[:, None] ^ _mix(child)).flatten())
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:

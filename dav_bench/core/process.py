@@ -41,7 +41,7 @@ class GaussianProcess:
         if len(self.alphas_bar) != steps + 1:
             raise ValueError(f"alphas_bar has {len(self.alphas_bar)} entries for {steps} steps; it needs {steps + 1}")
 
-    def _share(self, i: int | Tensor, x: Tensor) -> Tensor:
+    def share(self, i: int | Tensor, x: Tensor) -> Tensor:
         """Signal share at i, (B, 1, ...) in the dtype of x."""
         index = torch.as_tensor(i).expand(len(x)).to("cpu")
         return self.alphas_bar[index].to(x).view(-1, *[1] * (x.ndim - 1))
@@ -61,7 +61,7 @@ class GaussianProcess:
 
     def _pair(self, pred: Tensor, x: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
         """(x_0, eps) from what the network predicts."""
-        a = self._share(i, x)
+        a = self.share(i, x)
         if self.prediction == "x0":
             return pred, (x - a.sqrt() * pred) / (1 - a).clamp_min(1e-12).sqrt()
         if self.prediction == "eps":
@@ -70,19 +70,19 @@ class GaussianProcess:
 
     def step(self, pred: Tensor, x: Tensor, i: int | Tensor) -> GaussianStep:
         """p(x_{i-1} | x_i): variance η² (1−b)/(1−a) (1−a/b), mean √b x̂_0 + √(1−b−σ²) ε̂; a, b the shares at i, i−1."""
-        a, b = self._share(i, x), self._share(torch.as_tensor(i) - 1, x)
+        a, b = self.share(i, x), self.share(torch.as_tensor(i) - 1, x)
         x0, eps = self._pair(pred, x, i)
         var = (self.eta**2 * (1 - b) / (1 - a) * (1 - a / b)).clamp_min(0)
         return GaussianStep(b.sqrt() * x0 + (1 - b - var).clamp_min(0).sqrt() * eps, var.sqrt(), x0)
 
     def corrupt(self, x0: Tensor, i: int | Tensor, noise: Noise) -> Tensor:
         """q(x_i | x_0)."""
-        a = self._share(i, x0)
+        a = self.share(i, x0)
         return a.sqrt() * x0 + (1 - a).sqrt() * noise.normal(*x0.shape[1:], dtype=x0.dtype)
 
     def loss(self, pred: Tensor, x0: Tensor, x: Tensor, i: int | Tensor) -> Tensor:
         """(B,) squared error of the noise, averaged over dimensions (DDPM's simple loss)."""
-        a = self._share(i, x)
+        a = self.share(i, x)
         eps = (x - a.sqrt() * x0) / (1 - a).clamp_min(1e-12).sqrt()
         return ((self._pair(pred, x, i)[1] - eps) ** 2).flatten(1).mean(1)
 
@@ -106,9 +106,14 @@ class MaskedProcess:
     def __post_init__(self) -> None:
         self.T = self.length if self.order == "random" else self.steps
 
+    @staticmethod
+    def _index(i: int | Tensor, x: Tensor) -> Tensor:
+        """(B, 1, 1) grid index in the dtype of x."""
+        return torch.as_tensor(i, device=x.device).expand(len(x)).to(x.dtype).view(-1, 1, 1)
+
     def chance(self, i: int | Tensor, x: Tensor) -> Tensor:
         """(B, 1, 1) mask probability m_i."""
-        return (torch.as_tensor(i, device=x.device).expand(len(x)).to(x.dtype) / self.T).view(-1, 1, 1)
+        return self._index(i, x) / self.T
 
     def time(self, i: int | Tensor, x: Tensor) -> Tensor:
         """(B,) what the network is told: the mask probability."""
@@ -135,11 +140,15 @@ class MaskedProcess:
         log_probs = pred.log_softmax(-1)
         if self.order == "random":
             return SingleRevealStep.uniform(log_probs, x)
-        return MaskedStep(log_probs, 1 / (self.chance(i, x) * self.T), x)
+        return MaskedStep(log_probs, 1 / self._index(i, x), x)  # not 1 / (m_i T): it rounds to more than 1 at i = 1
 
     def corrupt(self, x0: Tensor, i: int | Tensor, noise: Noise) -> Tensor:
-        """(B, L, V + 1) with each position of x0, (B, L, V), masked with chance m_i."""
-        hide = noise.uniform(self.length, 1, dtype=x0.dtype) < self.chance(i, x0)
+        """(B, L, V + 1): x0, (B, L, V), with each position masked with chance m_i (`random`: exactly i of them)."""
+        u = noise.uniform(self.length, 1, dtype=x0.dtype)
+        if self.order == "random":
+            hide = u.argsort(1).argsort(1) < self._index(i, x0)
+        else:
+            hide = u < self.chance(i, x0)
         x = F.pad(x0, (0, 1))
         mask = F.one_hot(torch.tensor(self.vocab, device=x0.device), self.vocab + 1).to(x)
         return torch.where(hide, mask, x)

@@ -126,10 +126,20 @@ class Loss(Protocol):
 class Value(Protocol):
     """Look-ahead value V_i(x_i) ≈ α log E[exp(r(x_0) / α) | x_i], in units of the reward."""
 
-    uses_prediction: bool
-    """Whether it needs the network's prediction at x_i."""
-    deterministic: bool
-    """Whether equal states have equal values, so that they are computed once."""
+    @property
+    def uses_prediction(self) -> bool:
+        """Whether it needs the network's prediction at x_i."""
+        ...
+
+    @property
+    def by_state(self) -> bool:
+        """Whether it is a function of state and prediction alone, not of index or noise: equal states share one."""
+        ...
+
+    @property
+    def grad_by_state(self) -> bool:
+        """The same of the gradient."""
+        ...
 
     def __call__(self, ctx: Context, model: Model, x: Tensor, i: int, pred: Tensor | None, noise: Noise,
                  cond: Tensor | None = None) -> Tensor:  # fmt: skip

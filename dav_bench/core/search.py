@@ -12,6 +12,7 @@ from torch import Tensor
 from .model import Model, distinct
 from .noise import Noise
 from .protocols import Batch, Context, NonFinite, Value
+from .steps import Step
 from .value import PosteriorMean
 
 _PRIOR, _CHILD, _PICK, _VALUE, _GUIDE = 1, 2, 3, 4, 5  # purposes of noise within a step
@@ -19,29 +20,34 @@ _PRIOR, _CHILD, _PICK, _VALUE, _GUIDE = 1, 2, 3, 4, 5  # purposes of noise withi
 
 @dataclass(frozen=True)
 class Known:
-    """States x (N, ...) with what is held of them: predictions (N, ...) and values (N,), NaN where not asked for."""
+    """States x (N, ...) with what is held of them: predictions (N, ...) and values (N,)."""
 
     x: Tensor
     pred: Tensor | None = None
     value: Tensor | None = None
 
     def take(self, index: Tensor) -> Known:
-        return Known(*(part if part is None else part[index] for part in (self.x, self.pred, self.value)))
+        pred, value = (None if part is None else part[index] for part in (self.pred, self.value))
+        return Known(self.x[index], pred, value)
 
     def put(self, rows: Tensor, other: Known) -> Known:
         """These states with `rows` replaced by those of `other`."""
-        pairs = ((self.x, other.x), (self.pred, other.pred), (self.value, other.value))
-        return Known(*(a if a is None or b is None else a.index_copy(0, rows, b) for a, b in pairs))
+        pairs = ((self.pred, other.pred), (self.value, other.value))
+        pred, value = (a if a is None or b is None else a.index_copy(0, rows, b) for a, b in pairs)
+        return Known(self.x.index_copy(0, rows, other.x), pred, value)
+
+    def step(self, model: Model, i: int) -> Step:
+        """p(x_{i−1} | x_i) at these states."""
+        if self.pred is None:
+            raise ValueError("these states have no prediction yet")
+        return model.process.step(self.pred, self.x, i)
 
 
 def _table(
     held: Tensor | None, first: Tensor, base: int, wanted: Tensor, compute: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, int]:
     """(G, ...) one row for each wanted group, held where a parent has it and else computed; and how many were."""
-    have = torch.zeros_like(wanted)
-    if held is not None:
-        have = wanted & (first < base)
-        have[have.clone()] = ~held[first[have]].flatten(1)[:, 0].isnan() if held.ndim > 1 else ~held[first[have]].isnan()
+    have = wanted & (first < base) if held is not None else torch.zeros_like(wanted)
     todo = (wanted & ~have).nonzero()[:, 0]
     got = compute(todo) if len(todo) else held
     if got is None:
@@ -81,7 +87,7 @@ def evaluate(
         pred = preds[mine]
     if value is None:
         return Known(kids, pred)
-    if not value.deterministic:
+    if not value.by_state:
         return Known(kids, pred, value(ctx, model, kids, i, pred, noise, cond))
     held = None if parents is None or not share else parents.value
     ahead = lambda g: value(ctx, model, pool[first[g]], i, preds if preds is None else preds[g], noise, part(g))  # noqa: E731
@@ -115,9 +121,7 @@ class Rollout:
         states = [model.process.pack(x)]
         for i in range(model.process.T, 0, -1):
             here = evaluate(ctx, model, here, x, i, noise, cond=cond)
-            if here.pred is None:
-                raise ValueError("a rollout needs predictions")
-            x = model.process.step(here.pred, x, i).sample(noise.fold(i, _CHILD))
+            x = here.step(model, i).sample(noise.fold(i, _CHILD))
             states.append(model.process.pack(x))
         reward = _terminal(ctx, model, x, cond)
         return Batch(torch.stack(states if self.keep else states[-1:]), reward, cond=cond)
@@ -157,13 +161,15 @@ class TreeSearch:
     def _scale(self, i: int) -> float:
         return self.gamma ** (i - (self.exponent == "left-1")) / self.alpha
 
-    def _proposal(self, ctx: Context, model: Model, parents: Known, i: int, noise: Noise, cond: Tensor | None):
+    def _proposal(
+        self, ctx: Context, model: Model, parents: Known, i: int, noise: Noise, cond: Tensor | None
+    ) -> tuple[Step, Step]:
         """(p, q) at the parents; guidance needs a graph, so there the prediction comes with the gradient."""
         if not self.guide:
-            p = model.process.step(parents.pred, parents.x, i)
+            p = parents.step(model, i)
             return p, p
         first, group = torch.arange(len(parents.x)), None
-        if model.shares and cond is None and self.value.deterministic and getattr(self.value, "relax", "mean") == "mean":
+        if model.shares and cond is None and self.value.grad_by_state:
             first, group = distinct(model.process.pack(parents.x))
             for what in ("shared", "reward_shared"):
                 ctx.meter.count(what, len(parents.x) - len(first))
@@ -193,10 +199,10 @@ class TreeSearch:
         value = known.value.view(B, width)
         logw = self._scale(i) * (value - value.amax(1, keepdim=True))
         if self.anchor == "ref":
-            p = ctx.reference.process.step(evaluate(ctx, ctx.reference, None, parents.x, i, noise, cond=cond).pred, parents.x, i)
+            p = evaluate(ctx, ctx.reference, None, parents.x, i, noise, cond=cond).step(ctx.reference, i)
         if p is not q:
             ratio = (p.take(rows).log_prob(kids) - q.take(rows).log_prob(kids)).view(B, width)
-            logw = logw + (ratio / kids[0].numel() if self.reduce == "mean" else ratio)
+            logw = logw + (ratio / p.size if self.reduce == "mean" else ratio)
         if logw.isnan().any() or (logw == -torch.inf).all(1).any():
             raise NonFinite("search weights", int(logw.isnan().sum()), logw.numel())
         return known, logw
@@ -250,10 +256,10 @@ class TreeSearch:
             states.append(process.pack(here.x))
             if self.keep_lookahead:
                 ahead.append(self._clean(model, here, i - 1))
-        reward = here.value if self.value.uses_prediction and here.value is not None else _terminal(ctx, model, here.x, cond)
+        scored = self.value.uses_prediction and here.value is not None
         return Batch(
             torch.stack(states),
-            reward,
+            here.value if scored else _terminal(ctx, model, here.x, cond),  # type: ignore[arg-type]
             lookahead=torch.stack(ahead) if ahead else None,
             cond=cond,
             stats={"ess_share": float(torch.stack(share).mean())},
@@ -264,8 +270,7 @@ class TreeSearch:
         """Packed clean prediction of the chosen state (dav.md A.8: the release's target)."""
         if i == 0 or here.pred is None:
             return model.process.pack(here.x)
-        mode = model.process.step(here.pred, here.x, i).mode
-        return model.process.pack(mode)
+        return model.process.pack(here.step(model, i).mode)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ class GaussianStep:
         return self.x0
 
     @property
+    def size(self) -> int:
+        """Dimensions of a sample, what a mean log-probability divides by."""
+        return self.mean[0].numel()
+
+    @property
     def stochastic(self) -> bool:
         return bool((self.std > 0).all())
 
@@ -95,6 +100,11 @@ class MaskedStep:
         """(B, L, V) one-hot: the likeliest token at masked positions."""
         best = F.one_hot(self.log_probs.argmax(-1), self.log_probs.shape[-1]).to(self.x.dtype)
         return torch.where(self.masked > 0, best, self.x[..., :-1])
+
+    @property
+    def size(self) -> int:
+        """Positions of a sample, what a mean log-probability divides by."""
+        return self.x.shape[1]
 
     @property
     def stochastic(self) -> bool:
@@ -169,7 +179,7 @@ class SingleRevealStep(MaskedStep):
     """(B, L) log-probability that a position is the one revealed; −inf where nothing is masked."""
 
     def take(self, index: Tensor) -> SingleRevealStep:
-        return replace(super().take(index), order=self.order[index])  # type: ignore[return-value]
+        return SingleRevealStep(self.log_probs[index], self.reveal[index], self.x[index], self.order[index])
 
     @classmethod
     def uniform(cls, log_probs: Tensor, x: Tensor) -> SingleRevealStep:

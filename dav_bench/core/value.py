@@ -22,7 +22,7 @@ class PosteriorMean:
     """V_i(x_i) ≈ r(x̂_0(x_i)) (dav.md A1): the reward of the clean prediction, exact at i = 0."""
 
     lookahead: Literal["mode", "mean", "sample"] = "mode"
-    """Tokens shown to the reward: the likeliest ones (DAV, SVDD), their probabilities, or one draw; images: the mean."""
+    """Tokens the reward sees: the likeliest ones (DAV, SVDD), their probabilities, or one draw; images: the mean."""
     relax: Literal["mean", "gumbel", "gumbel-release"] = "mean"
     """Gradient on tokens: through probabilities, a straight-through Gumbel draw, or the release's draw (dav.md E14)."""
     batch: Literal["sum", "mean"] = "sum"
@@ -31,8 +31,12 @@ class PosteriorMean:
     uses_prediction = True
 
     @property
-    def deterministic(self) -> bool:
+    def by_state(self) -> bool:
         return self.lookahead != "sample"
+
+    @property
+    def grad_by_state(self) -> bool:
+        return self.relax == "mean" and self.batch == "sum"
 
     def __call__(
         self, ctx: Context, model: Model, x: Tensor, i: int, pred: Tensor | None, noise: Noise,
@@ -89,7 +93,7 @@ class ExactValue:
     """(states, i) -> (B,), differentiable in the states for guidance."""
 
     uses_prediction = False
-    deterministic = True
+    by_state = grad_by_state = False  # the index counts
 
     def __call__(
         self, ctx: Context, model: Model, x: Tensor, i: int, pred: Tensor | None, noise: Noise,
