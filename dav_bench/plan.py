@@ -291,7 +291,7 @@ class _Composer:
         reason, fix = self._misfit(spec, entry, params)
         status: Status = "skip"
         if not reason:
-            status, reason = _on_disk(path, spec, fresh)
+            status, reason = on_disk(path, fresh)
         return PlannedRun(spec, self.task, status, path, reason, fix, base, self.sources)
 
     def _misfit(self, spec: RunSpec, entry: Entry, params: Mapping[str, Any]) -> tuple[str, str]:
@@ -357,7 +357,7 @@ def _explain(
     return why, f"dav-bench list methods --fits {task}"
 
 
-def _on_disk(path: Path, spec: RunSpec, fresh: bool) -> tuple[Status, str]:
+def on_disk(path: Path, fresh: bool) -> tuple[Status, str]:
     """What an earlier process left in the run directory."""
     if fresh or not (path / "run.json").exists():
         return "new", ""

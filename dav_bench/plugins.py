@@ -158,6 +158,18 @@ class Plugins:
                     self.complained.add(who)
                     print(f"dav-bench: plugin {who} failed: {_reason(err)}", file=sys.stderr)
 
+    def commands(self, app: Any) -> None:
+        """Let every plugin add its commands to `app`; one that raises is left out."""
+        for loaded in list(self.loaded):
+            if "register_commands" not in loaded.hooks:
+                continue
+            plugin = self.manager.get_plugin(loaded.name)
+            others = [p for p in self.manager.get_plugins() if p is not plugin]
+            try:
+                self.manager.subset_hook_caller("register_commands", others)(app=app)
+            except Exception as err:
+                self._break(loaded.name, loaded.target, err, loaded.dist)
+
     def notice(self) -> str:
         """One line about plugins left out, or an empty string."""
         if not self.broken:

@@ -1,0 +1,263 @@
+"""What is installed: `list`, `show`, `plugins` and `env`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from dav_bench.cli import render
+from dav_bench.errors import DavBenchError, near
+from dav_bench.plugins import catalog, plugins
+from dav_bench.registry import KINDS, Entry, active
+from dav_bench.tasks import TaskSpec, all_tasks, find_task
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def _plugins() -> None:
+    """List plugins, the broken ones with the reason."""
+
+
+@app.command("list")
+def list_plugins(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Every plugin found: working, broken or blocked."""
+    here = plugins()
+    rows = [
+        {"plugin": p.name, "status": "ok", "from": p.dist or p.target, "import_s": round(p.seconds, 3), "note": _adds(p.name)}
+        for p in here.loaded
+    ]  # fmt: skip
+    rows += [
+        {"plugin": b.name, "status": "broken", "from": b.dist or b.target, "import_s": None, "note": _why(b)}
+        for b in here.broken
+    ]
+    rows += [
+        {"plugin": n, "status": "blocked", "from": "", "import_s": None, "note": ""} for n in here.blocked
+    ]
+    if json:
+        render.emit_json(rows)
+    else:
+        render.table(("plugin", "status", "from", "import s", "note"), [list(r.values()) for r in rows])
+
+
+def _why(broken: Any) -> str:
+    return f"{broken.reason} ({broken.where})" if broken.where else broken.reason
+
+
+def _adds(name: str) -> str:
+    counts = {k: sum(e.origin == name for e in catalog().all(k)) for k in KINDS}
+    return ", ".join(f"{n} {k if n > 1 else k[:-1]}" for k, n in counts.items() if n)
+
+
+@app.command("show")
+def show_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the plugin.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """One plugin: what it registers and which hooks it implements."""
+    here = plugins()
+    found: dict[str, Any] = {}
+    for loaded in here.loaded:
+        if loaded.name == name:
+            found = {"plugin": name, "status": "ok", "module": loaded.target, "distribution": loaded.dist,
+                     "hooks": list(loaded.hooks)}  # fmt: skip
+            found |= {
+                k: names for k in KINDS if (names := [e.name for e in catalog().all(k) if e.origin == name])
+            }
+    for broken in here.broken:
+        if broken.name == name:
+            found = {"plugin": name, "status": "broken", "module": broken.target, "distribution": broken.dist,
+                     "reason": broken.reason, "where": broken.where}  # fmt: skip
+    if not found:
+        known = [p.name for p in [*here.loaded, *here.broken]]
+        raise DavBenchError(f"no plugin is called {name!r}{near(name, known)}", fix="dav-bench plugins list")
+    if json:
+        render.emit_json(found)
+    else:
+        render.table(
+            ("", ""), [(k, ", ".join(v) if isinstance(v, list) else v) for k, v in found.items() if v]
+        )
+
+
+LISTED = ("methods", "tasks", "models", "rewards", "searchers", "trainers", "metrics")
+
+
+def list_components(
+    kind: Annotated[str, typer.Argument(help="|".join(LISTED))],
+    fits: Annotated[str | None, typer.Option(help="Only what works on this task.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List methods, tasks, models, rewards or metrics."""
+    if kind not in LISTED:
+        raise DavBenchError(f"there are no {kind!r}{near(kind, LISTED)}", fix="dav-bench list methods")
+    render.notice()
+    if kind == "tasks":
+        rows = [_task_row(t) for _, t in sorted(all_tasks().found.items())]
+        rows += [
+            {"name": str(path), "title": f"broken: {why.splitlines()[-1].strip()}", "model": "", "reward": "", "from": ""}
+            for path, why in all_tasks().broken.items()
+        ]  # fmt: skip
+    else:
+        task = find_task(fits) if fits else None
+        entries = [e for e in catalog().all(kind) if task is None or not misfit(e, task)]
+        rows = [
+            {"name": e.name, "summary": e.summary, "needs": ", ".join(e.requires) or ", ".join(e.provides),
+             "domain": e.domain or "any", "from": e.origin}
+            for e in entries
+        ]  # fmt: skip
+        if kind in ("models", "rewards"):
+            rows = [{("gives" if k == "needs" else k): v for k, v in row.items()} for row in rows]
+    if json:
+        render.emit_json(rows)
+    elif rows:
+        render.table(list(rows[0]), [list(r.values()) for r in rows])
+    else:
+        typer.echo(f"none of the {kind} fits {fits}")
+
+
+def _task_row(task: TaskSpec) -> dict[str, Any]:
+    return {"name": task.name, "title": task.title, "model": task.model["use"],
+            "reward": ", ".join(r["use"] for r in task.rewards.values()), "from": task.origin}  # fmt: skip
+
+
+def misfit(entry: Entry, task: TaskSpec) -> str:
+    """Why a component cannot be used on a task with its default settings; empty when it can."""
+    known = catalog()
+    model = known.find("models", task.model["use"])
+    if model is None:
+        return f"model {task.model['use']!r} is not installed"
+    if entry.domain and model.domain and entry.domain != model.domain:
+        return f"works on {entry.domain}, the task's model makes {model.domain}"
+    if entry.kind == "methods":
+        from dav_bench.plan import Request, plan
+
+        try:
+            runs = plan(Request([entry.name], [task], baselines=False, search=None), known)
+        except DavBenchError as err:
+            return err.what
+        return next((r.reason for r in runs if r.status == "skip" and r.fix), "")
+    if entry.kind in ("searchers", "trainers"):
+        reward = known.find("rewards", task.rewards["train"]["use"])
+        given = {*model.provides, *(reward.provides if reward else ())}
+        defaults = vars(entry.settings()) if entry.config else {}
+        lacking = sorted(active(entry.requires, defaults) - given)
+        return f"needs {', '.join(lacking)}" if lacking else ""
+    return ""
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a method, task, model, reward, metric, ...")],
+    task: Annotated[str | None, typer.Option(help="Show the values that hold on this task.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset of the task file.")] = None,
+    config: Annotated[str | None, typer.Option(help="TOML file of settings.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a component: settings, their sources, needs."""
+    render.notice()
+    entries = [e for e in catalog().anywhere(name) if e.kind != "tasks"]
+    found = [describe(e, task, preset, config, set_ or []) for e in entries]
+    if name in all_tasks().found:
+        found.append(describe_task(find_task(name)))
+    if not found:
+        known = [*(e.name for e in catalog()), *all_tasks().found]
+        raise DavBenchError(f"nothing is called {name!r}{near(name, known)}", fix="dav-bench list methods")
+    if json:
+        render.emit_json(found)
+        return
+    for one in found:
+        settings = one.pop("settings", [])
+        typer.echo(f"{one.pop('kind')} {one.pop('name')}")
+        for key, value in one.items():
+            if value:
+                typer.echo(f"  {key:<9} {', '.join(value) if isinstance(value, (list, tuple)) else value}")
+        if settings:
+            typer.echo("")
+            columns = ("setting", "value", "from", "type", "what it is")
+            render.table(columns, [list(s.values()) for s in settings])
+
+
+def describe(
+    entry: Entry, task: str | None, preset: str | None, config: str | None, sets: Sequence[str]
+) -> dict[str, Any]:
+    """A component for `show`."""
+    tasks = [find_task(task)] if task else list(all_tasks().found.values())
+    fits = (
+        {t.name: misfit(entry, t) for t in tasks}
+        if entry.kind in ("methods", "searchers", "trainers")
+        else {}
+    )
+    return {
+        "kind": entry.kind[:-1],
+        "name": entry.name,
+        "summary": entry.summary,
+        "needs": list(entry.requires),
+        "gives": list(entry.provides),
+        "domain": entry.domain,
+        "paper": entry.paper,
+        "fits": [name for name, why in fits.items() if not why],
+        "not on": [f"{name} ({why})" for name, why in fits.items() if why],
+        "origin": f"{entry.origin}, {entry.target if isinstance(entry.target, str) else entry.target!r}",
+        "settings": _settings(entry, task, preset, config, sets),
+    }
+
+
+def _settings(
+    entry: Entry, task: str | None, preset: str | None, config: str | None, sets: Sequence[str]
+) -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from dav_bench.config import docs_of, settings_of, type_name
+
+    if entry.config is None:
+        return []
+    fields, docs = settings_of(entry.config), docs_of(entry.config)
+    values: Mapping[str, Any] = {k: s.default for k, s in fields.items()}
+    sources: Mapping[str, str] = {}
+    if entry.kind == "methods" and (task or sets or config):
+        from dav_bench.cli.run import planned
+
+        if task is None:
+            raise DavBenchError("settings hold on a task.", fix="add --task dna")
+        path = Path(config) if config else None
+        run = planned(
+            methods=[entry.name], tasks=[task], sets=sets, config=path, preset=preset, baselines=False
+        )[0]
+        values, sources = run.spec.params, run.sources
+    return [
+        {"setting": k, "value": values.get(k), "from": sources.get(f"method.{k}", "default"),
+         "type": type_name(s.type), "doc": docs.get(k, "")}
+        for k, s in fields.items()
+    ]  # fmt: skip
+
+
+def describe_task(task: TaskSpec) -> dict[str, Any]:
+    """A task for `show`."""
+    return {
+        "kind": "task",
+        "name": task.name,
+        "title": task.title,
+        "summary": task.summary,
+        "version": f"{task.version} ({task.hash})",
+        "model": task.model["use"],
+        "rewards": [f"{role} {r['use']}" for role, r in task.rewards.items()],
+        "metrics": [m for names in task.metrics.values() for m in names],
+        "sampler": [f"{k} {v}" for k, v in task.sampler.items()],
+        "eval": [f"{k} {v}" for k, v in task.eval.items()],
+        "presets": list(task.presets),
+        "methods": [e.name for e in catalog().all("methods") if not misfit(e, task)],
+        "paper": task.paper,
+        "origin": f"{task.origin}, {task.folder}",
+    }
+
+
+def env(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print versions and hardware, to paste into a report."""
+    from dav_bench.env import environment, report
+
+    if json:
+        render.emit_json(environment())
+    else:
+        typer.echo(report())

@@ -1,0 +1,209 @@
+"""`dav-bench run`: from options to a plan, and through it."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dav_bench.errors import DavBenchError, ExitCode
+from dav_bench.plan import PlannedRun, Request, plan
+
+if TYPE_CHECKING:
+    from dav_bench.runner import Options
+
+_Names = list[str]
+
+
+def run(
+    method: Annotated[_Names | None, typer.Option(help="Methods, comma-separated.")] = None,
+    task: Annotated[_Names | None, typer.Option(help="Tasks, comma-separated.")] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0-4 or 0,3.")] = "0",
+    set_: Annotated[
+        _Names | None, typer.Option("--set", help="section.key=value; a,b,c makes a grid of runs.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset of the task file, such as paper.")] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="Searcher applied to tuned models at test time; auto is the method's own, or none."
+        ),
+    ] = "auto",
+    searcher: Annotated[str | None, typer.Option(help="With --trainer: a method made of these two.")] = None,
+    trainer: Annotated[str | None, typer.Option(help="With --searcher: a method made of these two.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Training reward: a name, or ./my.py:function.")] = None,
+    heldout: Annotated[bool, typer.Option(help="Read the held-out reward; tuning must not.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Add the task's baselines.")] = True,
+    budget: Annotated[
+        str | None, typer.Option(help="Most training cost: rows forward + 2 x backward.")
+    ] = None,
+    spec: Annotated[Path | None, typer.Option(help="Rerun a spec.toml, and nothing else.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float64 or bfloat16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Most network rows at once.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Rerun what is finished.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
+) -> None:
+    """Run methods on tasks, or reuse what is finished."""
+    from dav_bench.cli import render
+
+    if spec is not None:
+        runs = [planned_from_spec(spec, out, fresh)]
+    else:
+        runs = planned(
+            methods=names(method), tasks=names(task), seeds=seed_list(seeds), sets=set_ or [], config=config,
+            preset=preset, search=search, pair=_pair(searcher, trainer), reward=reward, heldout=heldout,
+            baselines=baselines, budget=budget, out=out, fresh=fresh,
+        )  # fmt: skip
+    from dav_bench.tasks import all_tasks
+
+    shown = {r.task.name for r in runs}
+    render.notice(n for n in all_tasks().notices if any(f"task {name!r} " in n for name in shown))
+    if dry_run:
+        render.emit_json(render.plan_json(runs)) if json else render.plan_table(runs)
+        raise typer.Exit(ExitCode.OK if _possible(runs) else ExitCode.INCOMPATIBLE)
+    from dav_bench.runner import Options
+
+    options = Options(
+        out=out, device=device, dtype=dtype, threads=threads, micro_batch=micro_batch, fresh=fresh
+    )
+    raise typer.Exit(go(runs, options, json))
+
+
+def planned(
+    *, methods: Sequence[str], tasks: Sequence[str], seeds: Sequence[int] = (0,), sets: Sequence[str] = (),
+    config: Path | None = None, preset: str | None = None, search: str | None = "auto",
+    pair: tuple[str, str] | None = None, reward: str | None = None, heldout: bool = True, baselines: bool = True,
+    budget: str | None = None, out: Path = Path("results"), fresh: bool = False,
+) -> list[PlannedRun]:  # fmt: skip
+    """The runs that a command line stands for."""
+    from dav_bench.config import Layer
+    from dav_bench.layers import config_layer, env_layer, set_layers
+    from dav_bench.plugins import catalog
+    from dav_bench.tasks import find_task
+
+    if not methods and not pair:
+        raise DavBenchError(
+            "no method is named.", fix="--method dav, or --searcher tree --trainer forward-kl"
+        )
+    if not tasks:
+        raise DavBenchError("no task is named.", fix="--task dna; `dav-bench list tasks` shows all")
+    known = catalog()
+    below = [config_layer(config)] if config else []
+    below.append(env_layer(known))
+    if budget is not None:
+        below.append(Layer("--budget", {"budget": {"train": budget}}, strict=True))
+    found = [find_task(name) for name in tasks]
+    runs: dict[str, PlannedRun] = {}
+    for point in set_layers(sets, known):
+        request = Request(
+            methods, found, seeds, [*below, point], preset, None if search == "none" else search, pair, reward,
+            heldout, baselines,
+        )  # fmt: skip
+        for one in plan(request, known, out, fresh):
+            runs.setdefault(one.spec.identity, one)
+    return list(runs.values())
+
+
+def planned_from_spec(path: Path, out: Path, fresh: bool) -> PlannedRun:
+    """The run of a `spec.toml`; refused where the task has changed since."""
+    from dav_bench.plan import on_disk
+    from dav_bench.spec import RunSpec
+    from dav_bench.tasks import find_task
+
+    try:
+        spec = RunSpec.from_toml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise DavBenchError(f"{path} cannot be read.", str(err)) from err
+    task = find_task(spec.task)
+    if task.hash != spec.task_hash:
+        raise DavBenchError(
+            f"task {spec.task!r} has changed since {path} was written.",
+            f"Its hash was {spec.task_hash} (version {spec.task_version}), now {task.hash} (version {task.version}).",
+            "plan it anew with --method and --task",
+        )
+    status, reason = on_disk(out / spec.dirname, fresh)
+    return PlannedRun(
+        spec, task, status, out / spec.dirname, reason, base=spec.base() if spec.search else None
+    )
+
+
+def go(runs: Sequence[PlannedRun], options: Options, json: bool = False) -> int:
+    """Execute a plan and report; returns the exit code."""
+    from dataclasses import replace
+
+    from dav_bench.cli import render
+    from dav_bench.runner import execute
+
+    for skipped in (r for r in runs if r.status == "skip"):
+        fix = f"; try {skipped.fix}" if skipped.fix else ""
+        render.notice_line(f"skipped {skipped.spec.label} on {skipped.spec.task}: {skipped.reason}{fix}")
+    if not _possible(runs):
+        return ExitCode.INCOMPATIBLE
+    todo = [r for r in runs if r.status != "skip"]
+    outcomes: dict[Path, str] = {}
+    with render.Progress(len(todo)) as progress:
+        options = replace(options, listeners=(*options.listeners, progress), say=progress.say)
+        for run in todo:
+            if run.status == "cached":
+                progress.reused(run)
+            try:
+                outcomes[run.path] = execute(run.spec, options).status
+            except KeyboardInterrupt:
+                progress.say("interrupted; the same command goes on from here")
+                return ExitCode.INTERRUPTED
+            except DavBenchError as err:
+                if os.environ.get("DAV_BENCH_TRACEBACK") or err.code == ExitCode.MISSING or len(todo) == 1:
+                    raise
+                outcomes[run.path] = "failed"
+                progress.say(f"Error: {err}")
+    render.summary(todo, outcomes, options.out, json)
+    return ExitCode.OK if all(s == "done" for s in outcomes.values()) else ExitCode.RUN_FAILED
+
+
+def _possible(runs: Sequence[PlannedRun]) -> bool:
+    """Whether anything beyond the baselines can run."""
+    asked = [r for r in runs if r.spec.method not in r.task.baselines] or list(runs)
+    return any(r.status != "skip" for r in asked)
+
+
+def names(values: Sequence[str] | None) -> list[str]:
+    """Split repeated and comma-separated names."""
+    out = [n.strip() for value in values or () for n in value.split(",") if n.strip()]
+    return list(dict.fromkeys(out))
+
+
+def seed_list(text: str) -> list[int]:
+    """`0-2,5` is [0, 1, 2, 5]."""
+    out: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        try:
+            first, last = int(low), int(high) if dash else int(low)
+        except ValueError:
+            raise DavBenchError(
+                f"--seeds {text!r} cannot be read.", fix="--seeds 0-4 or --seeds 0,3"
+            ) from None
+        if last < first:
+            raise DavBenchError(f"--seeds {text!r} counts down.", fix=f"--seeds {last}-{first}")
+        out += range(first, last + 1)
+    return list(dict.fromkeys(out))
+
+
+def _pair(searcher: str | None, trainer: str | None) -> tuple[str, str] | None:
+    if searcher and trainer:
+        return searcher, trainer
+    if searcher or trainer:
+        lacking = "--trainer" if searcher else "--searcher"
+        raise DavBenchError(
+            "--searcher and --trainer belong together.", fix=f"add {lacking}; `dav-bench list {lacking[2:]}s`"
+        )
+    return None
