@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dav_bench.builtin import parts
+from dav_bench.builtin import parts, toy
 from dav_bench.builtin.gosai import GosaiModel, GosaiReward
 from dav_bench.builtin.methods import DAV, DAVKL, SVDD, BestOfN, Pretrained, Real
 from dav_bench.hookspecs import Register, hookimpl
@@ -73,10 +73,10 @@ def register_models(register: Register) -> None:
     register("gosai", at + "gosai:build", config=GosaiModel, provides=_STEP, domain="sequence",
              summary="published masked diffusion of measured 200-base enhancers (file not shipped)",
              paper="arXiv:2410.13643")  # fmt: skip
-    register("toy-mixture", at + "toy:build_mixture", provides=_STEP, domain="vector",
-             summary="Gaussian mixture in the plane whose exact posterior is known")  # fmt: skip
-    register("toy-tokens", at + "toy:build_tokens", provides=_STEP, domain="sequence",
-             summary="six tokens over four letters whose exact posterior is known")  # fmt: skip
+    register("toy-mixture", at + "toy:build_mixture", config=toy.ToyModel, provides=_STEP, domain="vector",
+             summary="mixture of two Gaussians on a line whose exact posterior is known")  # fmt: skip
+    register("toy-tokens", at + "toy:build_tokens", config=toy.ToyTokens, provides=_STEP, domain="sequence",
+             summary="Markov chain of three tokens over four letters whose exact posterior is known")  # fmt: skip
 
 
 @hookimpl
@@ -90,10 +90,10 @@ def register_rewards(register: Register) -> None:
              summary="activity in HepG2 by a published Enformer oracle (file not shipped)")  # fmt: skip
     register("gosai-hepg2-heldout", at + "gosai:build_heldout", config=GosaiReward, provides="reward.grad",
              domain="sequence", summary="the same by the oracle of the other chromosomes")  # fmt: skip
-    register("toy-mixture", at + "toy:build_mixture", provides="reward.grad", domain="vector",
-             summary="minus the squared distance to a point of the plane")  # fmt: skip
-    register("toy-tokens", at + "toy:build_tokens", provides="reward.grad", domain="sequence",
-             summary="share of one letter and of one pair of letters")  # fmt: skip
+    register("toy-mixture", at + "toy:build_mixture", config=toy.Quadratic, provides="reward.grad", domain="vector",
+             summary="minus half the squared distance to a point between the modes")  # fmt: skip
+    register("toy-tokens", at + "toy:build_tokens", config=toy.Letters, provides="reward.grad", domain="sequence",
+             summary="number of one letter, and half a point for equal ends")  # fmt: skip
 
 
 @hookimpl
