@@ -13,7 +13,7 @@ _STEP = ("sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.k
 _TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
 _ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
 _FIT = ("step.log_prob", "step.kl if kl", "reference if kl")
-_DAV_PAPER = "Diffusion alignment as variational EM (DAV)"
+_DAV_PAPER = "arXiv:2510.00502"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +27,8 @@ def list_plugins(json: Annotated[bool, typer.Option("--json", help="Print JSON."
     """Every plugin found: working, broken or blocked."""
     here = plugins()
     rows = [
-        {"plugin": p.name, "status": "ok", "from": p.dist or p.target, "import_s": round(p.seconds, 3), "note": _adds(p.name)}
+        {"plugin": p.name, "status": "ok", "from": p.dist or p.target, "import_s": round(p.seconds, 3),
+         "note": _adds(p.name)}
         for p in here.loaded
     ]  # fmt: skip
     rows += [
@@ -96,7 +98,7 @@ def list_components(
     if kind == "tasks":
         rows = [_task_row(t) for _, t in sorted(all_tasks().found.items())]
         rows += [
-            {"name": str(path), "title": f"broken: {why.splitlines()[-1].strip()}", "model": "", "reward": "", "from": ""}
+            {"name": str(path), "title": f"broken: {' '.join(why.split())}", "model": "", "reward": "", "from": ""}
             for path, why in all_tasks().broken.items()
         ]  # fmt: skip
     else:
@@ -199,9 +201,15 @@ def describe(
         "paper": entry.paper,
         "fits": [name for name, why in fits.items() if not why],
         "not on": [f"{name} ({why})" for name, why in fits.items() if why],
-        "origin": f"{entry.origin}, {entry.target if isinstance(entry.target, str) else entry.target!r}",
+        "origin": f"{entry.origin}, {_target(entry)}",
         "settings": _settings(entry, task, preset, config, sets),
     }
+
+
+def _target(entry: Entry) -> str:
+    if callable(entry.target):
+        return f"{entry.target.__module__}:{getattr(entry.target, '__qualname__', '?')}"
+    return str(entry.target)
 
 
 def _settings(
@@ -257,6 +265,8 @@ def env(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fals
     """Print versions and hardware, to paste into a report."""
     from dav_bench.env import environment, report
 
+    with suppress(ImportError):
+        import torch  # noqa: F401 (what it sees of a GPU is part of the report)
     if json:
         render.emit_json(environment())
     else:

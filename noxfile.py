@@ -1,0 +1,77 @@
+"""What `nox` checks: the same here and in continuous integration. Plain `nox` runs all but `gpu`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests", "plugins"]
+nox.options.error_on_missing_interpreters = True
+
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+TESTS = ("tests",)
+EXACT = ("tests/exact",)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: errors, imports, upgrades."""
+    session.install("ruff>=0.11")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy on the package; heavy dependencies count as untyped, so that nothing big is installed."""
+    session.install("mypy>=1.15", "typer>=0.15", "pluggy>=1.5", "rich>=13.7", "numpy>=1.26")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit, exact and contract tests against the installed package, in one environment."""
+    session.install(".[dev]")
+    session.run("pytest", *(session.posargs or TESTS), env=QUIET)
+
+
+@nox.session
+def plugins(session: nox.Session) -> None:
+    """Build the core and plugins/*, install the wheels together, run each plugin's tests."""
+    session.install("build>=1.2", "pytest>=8.3")
+    wheels = Path(session.create_tmp()).resolve()
+    for old in wheels.glob("*.whl"):
+        old.unlink()
+    folders = sorted(p.parent for p in Path("plugins").glob("*/pyproject.toml"))
+    for source in [Path("."), *folders]:
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), str(source), silent=True)
+    built = [str(w) for w in sorted(wheels.glob("*.whl"))]
+    session.install(*built)
+    session.install("--force-reinstall", "--no-deps", *built)
+    session.chdir(session.create_tmp())  # away from the checkout: what is tested is what is installed
+    root = Path(__file__).resolve().parent
+    for folder in folders:
+        session.run("pytest", "-q", "-W", "error", str(root / folder / "tests"), env=QUIET)
+    session.run("dav-bench", "--strict-plugins", "plugins", "list", env=QUIET)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Default tasks and exact tests on CUDA; `nox --no-venv -s gpu` where nothing can be installed."""
+    if session.virtualenv.is_sandboxed:
+        session.install(".[dev]")
+    ask = "import torch; print(torch.cuda.is_available())"
+    if "True" not in str(session.run("python", "-c", ask, silent=True, external=True)):
+        session.skip("no CUDA device: nothing was checked on a GPU")
+    out = os.environ.get("DAV_BENCH_GPU_OUT") or session.create_tmp()
+    env = {"HF_HUB_OFFLINE": "1", "DAV_BENCH_TEST_DEVICE": "cuda"}
+    for task in ("toy-mixture", "toy-tokens", "dna"):
+        session.run(
+            "python", "-m", "dav_bench", "run", "--method", "dav", "--task", task, "--device", "cuda", "--fresh",
+            "--out", out, env=env, external=True,
+        )  # fmt: skip
+    session.run("python", "-m", "pytest", *EXACT, *session.posargs, env=env, external=True)
