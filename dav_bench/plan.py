@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dav_bench.config import Layer, Resolved, resolve
+from dav_bench.config import Layer, Resolved, resolve, settings_of
 from dav_bench.errors import DavBenchError, near, problems
 from dav_bench.layers import FIXED, task_layers
 from dav_bench.registry import Catalog, Entry, active
@@ -162,7 +162,7 @@ def _unused(request: Request, catalog: Catalog, used: set[tuple[str, str, str]])
 
 def _fields_of(methods: Iterable[str], catalog: Catalog) -> set[str]:
     configs = [e.config for m in methods if (e := catalog.find("methods", m)) is not None]
-    return {f for c in configs if c for f in c.__dataclass_fields__}
+    return {name for config in configs if config for name in settings_of(config)}
 
 
 class _Composer:
@@ -276,7 +276,7 @@ class _Composer:
         if name is None:
             return None
         searcher = self.catalog.get("searchers", name)
-        fields = searcher.config.__dataclass_fields__ if searcher.config else {}
+        fields = settings_of(searcher.config) if searcher.config else {}
         held = params["searcher"]["params"] if "searcher" in params else params
         same = {k: v for k, v in held.items() if k in fields}
         layers = [Layer(entry.name, {"search": same}), *self.layers]

@@ -68,10 +68,9 @@ def show_plugin(
             found |= {
                 k: names for k in KINDS if (names := [e.name for e in catalog().all(k) if e.origin == name])
             }
-    for broken in here.broken:
-        if broken.name == name:
-            found = {"plugin": name, "status": "broken", "module": broken.target, "distribution": broken.dist,
-                     "reason": broken.reason, "where": broken.where}  # fmt: skip
+    for bad in (b for b in here.broken if b.name == name):
+        found = {"plugin": name, "status": "broken", "module": bad.target, "distribution": bad.dist,
+                 "reason": bad.reason, "where": bad.where}  # fmt: skip
     if not found:
         known = [p.name for p in [*here.loaded, *here.broken]]
         raise DavBenchError(f"no plugin is called {name!r}{near(name, known)}", fix="dav-bench plugins list")

@@ -175,9 +175,9 @@ def summary(runs: Sequence[PlannedRun], outcomes: Mapping[Path, str], out: Path,
 
     done = [r for r in runs if outcomes.get(r.path) == "done"]
     if json:
-        rows = [(r, read_row(RunDir.open(r.path)).metrics if r in done else {}) for r in runs]
+        metrics = [(r, read_row(RunDir.open(r.path)).metrics if r in done else {}) for r in runs]
         emit_json([{"label": r.spec.label, "task": r.spec.task, "seed": r.spec.seed, "path": str(r.path),
-                    "status": outcomes.get(r.path, r.status), "metrics": m} for r, m in rows])  # fmt: skip
+                    "status": outcomes.get(r.path, r.status), "metrics": m} for r, m in metrics])  # fmt: skip
         return
     for task in {r.task.name: r.task for r in done}.values():
         rows = [read_row(RunDir.open(r.path)) for r in done if r.task.name == task.name]

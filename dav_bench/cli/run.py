@@ -151,7 +151,7 @@ def go(runs: Sequence[PlannedRun], options: Options, json: bool = False) -> int:
     todo = [r for r in runs if r.status != "skip"]
     outcomes: dict[Path, str] = {}
     with render.Progress(len(todo)) as progress:
-        options = replace(options, listeners=(*options.listeners, progress), say=progress.say)
+        options = replace(options, listeners=(*options.listeners, progress))
         for run in todo:
             if run.status == "cached":
                 progress.reused(run)
