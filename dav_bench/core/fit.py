@@ -27,7 +27,7 @@ def gradient(loss: Loss, ctx: Context, batch: Batch, index: Tensor, alive: Tenso
     for c in chunks(len(live), micro_batch):
         if not len(live):
             break
-        value = loss(ctx, batch.items(live[c], ctx.policy.process.unpack))
+        value = loss(ctx, batch.items(live[c], ctx.policy.unpack))
         if not value.isfinite().all():
             raise NonFinite("the loss", int((~value.isfinite()).sum()), len(value))
         mean = value.sum() / len(index)

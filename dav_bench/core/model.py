@@ -104,6 +104,10 @@ class Model:
         """What rewards and metrics are shown: (B, L, V) one-hot sequences, (B, 3, H, W) images in [0, 1]."""
         return x0 if self._decode is None else self._decode(x0)
 
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Stored states as the network reads them, in its dtype."""
+        return self.process.unpack(packed).to(self.dtype)
+
     # ---- training
     def reference(self) -> Model:
         """The pretrained model: a frozen copy taken on the first call, before any training."""
