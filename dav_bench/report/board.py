@@ -162,11 +162,17 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], terms: Terms) -> pl.D
         for column in columns:
             found = [n[column.name] for n in numbers if column.name in n]
             whole = interval(found) if len(found) == len(seeds) else Interval(float("nan"), None, 0)
-            line |= {column.name: whole.mean if whole.n else None, f"{column.name} ±": whole.half}
+            mean = whole.mean if whole.n else None
+            line |= {column.name: _short(mean), f"{column.name} ±": _short(whole.half)}
         line |= {"version": ", ".join(sorted({row.version for row in seeds}))}
         lines.append(line | {"command": command(seeds)})
     lines.sort(key=_order)
     return pl.DataFrame(lines, schema=_schema(columns), orient="row")
+
+
+def _short(value: float | None) -> float | None:
+    """Ten digits: what lies below differs between machines."""
+    return None if value is None else float(f"{value:.10g}")
 
 
 def _schema(columns: Sequence[Column]) -> dict[str, Any]:

@@ -44,16 +44,23 @@ def number(value: float | None) -> str:
             return f"{value / limit:.2f} {unit}"
     if size >= 1000:
         return f"{value:,.0f}"
-    if value == int(value) and size >= 10:
-        return str(int(value))
     text = f"{value:.{3 if size < 10 else 2 if size < 100 else 1}f}"
     return text.lstrip("-") if float(text) == 0 else text
+
+
+def amount(value: float | None) -> str:
+    """A number of the cost columns: whole numbers stay whole."""
+    return (
+        f"{value:,.0f}" if value is not None and abs(value) < 1e6 and value == int(value) else number(value)
+    )
 
 
 def cell(line: Mapping[str, Any], column: Column) -> str:
     """One cell: mean ± half-width of the interval over seeds."""
     half = line[f"{column.name} ±"]
-    if column.role == "cost" or half is None:
+    if column.role == "cost":
+        return amount(line[column.name])
+    if half is None:
         return number(line[column.name])
     return f"{number(line[column.name])} ± {number(half)}"
 
@@ -87,6 +94,8 @@ def notes(board: Board) -> list[str]:
     """What the numbers mean, one line each."""
     terms = board.terms
     lines = [
+        "Rows after `real` and `pretrained` are ordered by held-out reward, which is no rank: with fewer than 3 "
+        "seeds, or where intervals overlap, the order says nothing.",
         "± is half the 95 % Student t interval of the mean over seeds, t(n-1, .975) s / sqrt(n); one seed has none. "
         "Cost columns are means.",
         f"Rewards are the {terms.reduce} over samples.",
@@ -111,7 +120,7 @@ def notes(board: Board) -> list[str]:
 
 
 def _commands(board: Board) -> list[str]:
-    return sorted({line for s in board.sections for line in s.frame["command"].to_list()})
+    return list(dict.fromkeys(line for s in board.sections for line in s.frame["command"].to_list()))
 
 
 def _pivot(reference: Iterable[Mapping[str, str]]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -127,7 +136,7 @@ def _pivot(reference: Iterable[Mapping[str, str]]) -> list[tuple[str, list[str],
             lines.append([method, *(_published(found.get(m)) for m in metrics)])
         differs = "; ".join(dict.fromkeys(r["differs"] for r in mine if r["differs"]))
         evidence = ", ".join(dict.fromkeys(r["evidence"] for r in mine))
-        tables.append((f"{source} [{evidence}]. What differs: {differs}.", ["method", *metrics], lines))
+        tables.append((f"{source} (evidence: {evidence}). What differs: {differs}.", ["method", *metrics], lines))
     return tables
 
 
@@ -224,7 +233,7 @@ def table_csv(board: Board) -> str:
 
 def document(board: Board) -> str:
     """JSON: terms, columns, rows (comparable ones first), published numbers."""
-    terms = asdict(board.terms)
+    terms = json.loads(board.terms.to_json())  # with sorted keys
     value = {
         "schema": 1,
         "task": terms["task"],

@@ -10,8 +10,9 @@ import numpy as np
 
 from dav_bench.errors import DavBenchError
 from dav_bench.plugins import catalog
-from dav_bench.report.terms import COMPARED, arguments
+from dav_bench.report.terms import arguments, compared
 from dav_bench.spec import RunSpec
+from dav_bench.tasks import find_task
 
 if TYPE_CHECKING:
     from dav_bench.store import RunDir
@@ -50,7 +51,7 @@ class Row:
     @property
     def settings(self) -> dict[str, Any]:
         """The part of the specification that must agree between comparable rows."""
-        return {key: self.spec.get(key) for key in COMPARED}
+        return compared(self.spec)
 
     @property
     def n(self) -> int:
@@ -58,8 +59,12 @@ class Row:
         return max((len(v) for v in self.samples.values()), default=0)
 
 
-def read_row(run: RunDir, task: TaskSpec) -> Row:
+def read_row(run: RunDir, task: TaskSpec | None = None) -> Row:
     """The row of a finished run.
+
+    Args:
+        run: Its directory.
+        task: Its task, to say which options make it; None looks it up.
 
     Raises:
         DavBenchError: the run is not done, or one of its files is missing or damaged.
@@ -90,5 +95,13 @@ def read_row(run: RunDir, task: TaskSpec) -> Row:
         samples=samples,
         peak_mb=meta.get("peak_mb"),
         version=str(run.env.get("packages", {}).get("dav-bench", "")),
-        arguments=arguments(spec, task, catalog()),
+        arguments=options_of(spec, task),
     )
+
+
+def options_of(spec: RunSpec, task: TaskSpec | None = None) -> tuple[str, ...]:
+    """The options that make a run; none where its task is not installed here."""
+    try:
+        return arguments(spec, task or find_task(spec.task), catalog())
+    except DavBenchError:
+        return ()

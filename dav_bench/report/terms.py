@@ -138,8 +138,14 @@ def default_settings(task: TaskSpec, catalog: Catalog) -> dict[str, Any]:
     """Values of `COMPARED` of a run without any option: the terms of the main table."""
     method = task.baselines[-1] if task.baselines else "pretrained"
     (spec, *_) = _specs(task, catalog, methods=(method,))
-    held = spec.to_dict()
-    return {key: held[key] for key in COMPARED}
+    return compared(spec.to_dict())
+
+
+def compared(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a specification that must agree between comparable rows."""
+    held = {key: spec.get(key) for key in COMPARED}
+    held["eval"] = {k: v for k, v in (held["eval"] or {}).items() if k != "every"}  # how often it is watched
+    return held
 
 
 def arguments(spec: RunSpec, task: TaskSpec, catalog: Catalog) -> tuple[str, ...]:
