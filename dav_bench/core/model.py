@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .meter import Meter
+from .noise import Noise
 from .process import Process
 from .protocols import NonFinite, Reward
 from .steps import Step
@@ -130,8 +131,7 @@ def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
     Rows meet by a 64-bit hash and are then compared, so a collision costs sharing, never correctness.
     """
     flat = ids.flatten(1).long()
-    weights = torch.arange(1, flat.shape[1] + 1, device=ids.device, dtype=torch.int64) * 0x2545F4914F6CDD1D
-    weights = (weights ^ (weights >> 29)) * 0x5851F42D4C957F2D
+    weights = Noise.of(0, flat.shape[1], device=ids.device).keys  # random bits: no small combination of them is 0
     _, group = (flat * weights).sum(1).unique(return_inverse=True)
     rows = torch.arange(len(flat), device=ids.device)
     first = torch.full((int(group.max()) + 1,), len(flat), device=ids.device).scatter_reduce(0, group, rows, "amin")
