@@ -79,8 +79,8 @@ class Plugins:
         """Register one plugin with its components: all of it, or none of it and a `Broken` record."""
         try:
             hooks = self._register(plugin, name)
-        except Exception as err:
-            if self.manager.get_plugin(name) is not None:
+        except (Exception, SystemExit) as err:
+            if self.manager.get_plugin(name) is plugin:
                 self.manager.unregister(name=name)
             self._break(name, target, err, dist)
             return
@@ -122,12 +122,12 @@ class Plugins:
         start = time.perf_counter()
         try:
             plugin = point.load()
-        except Exception as err:
+        except (Exception, SystemExit) as err:
             self._break(point.name, point.value, err, dist)
             return
         self.add(plugin, point.name, point.value, dist, time.perf_counter() - start)
 
-    def _break(self, name: str, target: str, err: Exception, dist: str) -> None:
+    def _break(self, name: str, target: str, err: BaseException, dist: str) -> None:
         if self.strict:
             raise DavBenchError(
                 f"plugin {name!r} is broken.", _reason(err), "leave out --strict-plugins"
@@ -179,7 +179,7 @@ class Plugins:
         return f"{len(self.broken)} broken plugin{plural} left out ({names}); see `dav-bench plugins list`"
 
 
-def _reason(err: Exception) -> str:
+def _reason(err: BaseException) -> str:
     if isinstance(err, DavBenchError):
         return " ".join(str(err).split())
     if isinstance(err, pluggy.PluginValidationError):
@@ -187,7 +187,7 @@ def _reason(err: Exception) -> str:
     return f"{type(err).__name__}: {' '.join(str(err).split())}".rstrip(": ")
 
 
-def _where(err: Exception) -> str:
+def _where(err: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(err.__traceback__) if not f.filename.startswith("<frozen")]
     inner = [f for f in frames if f"{os.sep}importlib{os.sep}" not in f.filename and f.filename != __file__]
     return f"{inner[-1].filename}:{inner[-1].lineno}" if inner else ""
@@ -210,6 +210,9 @@ def load_plugins(strict: bool = False) -> Plugins:
 
     manager = pluggy.PluginManager("dav_bench")
     manager.add_hookspecs(hookspecs)
+    if os.environ.get("DAV_BENCH_TRACE_PLUGINS") == "1":
+        manager.trace.root.setwriter(lambda text: print(text, end="", file=sys.stderr))
+        manager.enable_tracing()
     plugins = Plugins(manager, strict=strict)
     plugins.add(builtin, BUILTIN, "dav_bench.builtin.plugin")
     if plugins.broken:  # a bug of this package, not of a plugin
@@ -221,9 +224,6 @@ def load_plugins(strict: bool = False) -> Plugins:
                 plugins.load(point, current=group == GROUP)
             else:
                 plugins.blocked.append(point.name)
-    if os.environ.get("DAV_BENCH_TRACE_PLUGINS") == "1":
-        manager.trace.root.setwriter(lambda text: print(text, end="", file=sys.stderr))
-        manager.enable_tracing()
     return plugins
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,13 +33,16 @@ def fresh_plugins() -> Iterator[None]:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_plugins: None) -> Callable[..., Path]:
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_plugins: None
+) -> Iterator[Callable[..., Path]]:
     """Install fake distributions: `install("acme", {"acme": source}, "acme = acme")`.
 
     Each is a module beside real `*.dist-info` metadata in a folder on `sys.path`, so that discovery is
     the real one.
     """
     site = tmp_path / "site"
+    before = set(sys.modules)
 
     def put(dist: str, modules: dict[str, str], *points: str, group: str = "dav_bench.v1") -> Path:
         info = site / f"{dist.replace('-', '_')}-1.0.dist-info"
@@ -47,8 +51,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_plugins: None
         (info / "entry_points.txt").write_text(f"[{group}]\n" + "\n".join(points) + "\n")
         for name, source in modules.items():
             (site / f"{name}.py").write_text(source)
+            monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.syspath_prepend(str(site))
         monkeypatch.setenv("PYTHONPATH", str(site))
         return site
 
-    return put
+    yield put
+    for name in set(sys.modules) - before:  # the next test may install another module of that name
+        if str(site) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
