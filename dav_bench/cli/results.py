@@ -228,9 +228,11 @@ def _print(board: Board) -> None:
     from dav_bench.report import formats
 
     out = render.console()
-    out.print(formats.rich_table(board))
+    if board.main.frame.is_empty():
+        out.print(f"no row under the terms of {board.terms.task} itself yet", markup=False)
+    else:
+        out.print(formats.rich_table(board, mark=True))
     for section in board.apart:
-        out.print(f"not comparable: {section.reason}", markup=False)
-        out.print("  " + ", ".join(section.frame["label"]), markup=False)
+        out.print(formats.rich_table(board, section, mark=True))
     for line in (formats.protocol(board), *formats.notes(board)):
         out.print(line, markup=False, style="dim")

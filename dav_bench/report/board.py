@@ -83,11 +83,15 @@ def build(rows: Sequence[Row], terms: Terms) -> Board:
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What keeps a row out of the main table, such as "eval.samples 640 instead of 256"; empty if nothing."""
     a, b = flat(ours), flat(theirs)
-    return "; ".join(
-        f"{key} {a.get(key, 'unset')} instead of {b.get(key, 'unset')}"
-        for key in sorted({*a, *b})
-        if a.get(key) != b.get(key)
-    )
+    keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    if "heldout" in keys:  # which held-out reward is not read matters no more
+        keys = [key for key in keys if not key.startswith("rewards.heldout")]
+    return "; ".join(f"{key} {shown(a.get(key))} instead of {shown(b.get(key))}" for key in keys)
+
+
+def shown(value: Any) -> str:
+    """A setting as notes tell it."""
+    return "unset" if value is None else str(value) or "default"
 
 
 def values(row: Row, terms: Terms) -> dict[str, float]:

@@ -86,7 +86,7 @@ def _cells(section: Section, columns: Sequence[Column]) -> tuple[list[str], list
 def protocol(board: Board) -> str:
     """One sentence: how the rows of the main table were measured."""
     settings = flat(board.terms.settings)
-    told = [f"{key} {value}" for key, value in sorted(settings.items()) if key not in _FREE]
+    told = [f"{key} {value}" for key, value in sorted(settings.items()) if key not in _FREE and value != ""]
     return f"Measured with: {', '.join(told)}."
 
 
@@ -94,8 +94,8 @@ def notes(board: Board) -> list[str]:
     """What the numbers mean, one line each."""
     terms = board.terms
     lines = [
-        "Rows after `real` and `pretrained` are ordered by held-out reward, which is no rank: with fewer than 3 "
-        "seeds, or where intervals overlap, the order says nothing.",
+        "Rows after `real` and `pretrained` are ordered by held-out reward (train reward where there is none), "
+        "which is no rank: with fewer than 3 seeds, or where intervals overlap, the order says nothing.",
         "± is half the 95 % Student t interval of the mean over seeds, t(n-1, .975) s / sqrt(n); one seed has none. "
         "Cost columns are means.",
         f"Rewards are the {terms.reduce} over samples.",
@@ -136,7 +136,9 @@ def _pivot(reference: Iterable[Mapping[str, str]]) -> list[tuple[str, list[str],
             lines.append([method, *(_published(found.get(m)) for m in metrics)])
         differs = "; ".join(dict.fromkeys(r["differs"] for r in mine if r["differs"]))
         evidence = ", ".join(dict.fromkeys(r["evidence"] for r in mine))
-        tables.append((f"{source} (evidence: {evidence}). What differs: {differs}.", ["method", *metrics], lines))
+        tables.append(
+            (f"{source} (evidence: {evidence}). What differs: {differs}.", ["method", *metrics], lines)
+        )
     return tables
 
 
@@ -256,17 +258,27 @@ def _plain(section: Section) -> list[dict[str, Any]]:
     ]
 
 
-def rich_table(board: Board) -> Table:
-    """The main table for a terminal: one column for each method while they fit, else one row each."""
-    from rich.table import Table
+def rich_table(board: Board, section: Section | None = None, mark: bool = False) -> Table:
+    """A table for a terminal: a column for each method while they fit, else a row for each.
 
-    header, lines = _cells(board.main, board.columns)
-    lines = [[line[0].removesuffix(" (local)"), *line[1:]] for line in lines]
+    Args:
+        board: The board.
+        section: Which of its tables; None is the main one.
+        mark: Say which rows are local.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    section = section or board.main
+    header, lines = _cells(section, board.columns)
+    if not mark:
+        lines = [[line[0].removesuffix(" (local)"), *line[1:]] for line in lines]
     if len(lines) <= 6:
         header, *lines = [list(column) for column in zip(header, *lines, strict=True)]
-    table = Table(title=board.terms.title or board.terms.task, title_justify="left")
+    title = f"not comparable: {section.reason}" if section.reason else board.terms.title or board.terms.task
+    table = Table(title=Text(title), title_justify="left")
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=not i)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table

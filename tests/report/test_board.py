@@ -79,6 +79,9 @@ def test_rows_under_other_terms_stand_apart_with_the_reason(row: MakeRow, terms:
     ]
     text = render(board, "md")
     assert all(f"## Not comparable: {s.reason}" in text for s in board.apart)
+    assert difference({"heldout": False, "rewards": {"heldout": {"use": "x"}}}, {"heldout": True}) == (
+        "heldout False instead of True"
+    )
     assert difference({"a": {"b": 1}}, {"a": {}}) == "a.b 1 instead of unset"
 
 
@@ -169,6 +172,17 @@ def test_the_terminal_table_has_a_column_per_method(rows: list[Row], terms: Term
     console.print(rich_table(build(rows, terms)))
     text = console.export_text()
     assert "held-out reward" in text and "dav+tree" in text.split("held-out")[0]
+
+
+def test_the_terminal_marks_local_rows_when_asked(row: MakeRow, terms: Terms) -> None:
+    board = build([row("dav", source="local"), row("svdd", sampler={"steps": 9})], terms)
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(
+        rich_table(board), rich_table(board, board.apart[0], mark=True), rich_table(board, mark=True)
+    )
+    plain, apart, marked = console.export_text().split("method")[1:]
+    assert "local" not in plain and "local" in marked
+    assert "svdd" in apart and "not comparable: sampler.steps 9 instead of 8" in plain
 
 
 @pytest.mark.parametrize(
