@@ -179,8 +179,8 @@ class _Unpickler(pickle.Unpickler):
         kind, key, count = pid[1], pid[2], pid[4]
         if not (isinstance(kind, _Sealed) and issubclass(kind, _StorageType)):
             raise pickle.UnpicklingError("a storage has a type that is not known here")
-        if not (isinstance(key, str) and key.isascii() and key.isdigit()):
-            raise pickle.UnpicklingError("a storage is named by something else than a number")
+        if not isinstance(key, str):  # it only ever looks up a member of the archive
+            raise pickle.UnpicklingError("a storage has no name")
         if type(count) is not int or count < 0:
             raise pickle.UnpicklingError("a storage has no size")
         return _Held(self.archive.storage(key, kind.dtype, count))

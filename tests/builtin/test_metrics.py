@@ -136,6 +136,13 @@ def test_threshold_is_exact() -> None:
     assert threshold(scores, pvalue=1e-9) == sums.max()
 
 
+def test_a_motif_too_short_to_be_rare_counts_where_it_matches_best(tmp_path: Path) -> None:
+    counts = [[9, 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 5], [0, 0, 0, 4]]  # ACGG, sometimes ACGT
+    (tmp_path / "motifs.json").write_text(json.dumps({"motifs": [{"counts": counts}]}))
+    ids = one_hot(["TTACGGTT", "TTACGTTT", "TTCCGTTT"]).argmax(-1)  # as written, a near miss, complement
+    assert motif_hits(ids, tmp_path / "motifs.json")[:, 0].tolist() == [1, 0, 1]
+
+
 def test_hits_are_as_rare_as_the_threshold_says() -> None:
     hits = motif_hits(random_bases(2000, 200, seed=3), MOTIFS).sum(0)
     windows = 2000 * 190 * 2

@@ -247,14 +247,14 @@ def read_shape(content: Mapping[str, Any], path: Path, artefact: Artefact) -> En
 
 
 def load_enformer(path: Path, artefact: Artefact) -> tuple[Enformer, str]:
-    """The network in evaluation mode, and its task: "regression" or "binary"."""
+    """The network, frozen, and its task: "regression" or "binary"."""
     content = load_checkpoint(path, artefact.what, artefact.fix)
     with torch.device("meta"):  # 0.9 GB at full size: the tensors of the file take its place
         network = Enformer(read_shape(content, path, artefact))
     fill(network, state_dict(content, "model.", artefact.what), artefact.what, artefact.fix, assign=True)
     train = content["hyper_parameters"].get("train_params")
     task = train.get("task") if isinstance(train, dict) else None
-    return network.float().eval().requires_grad_(False), str(task)
+    return network.float().requires_grad_(False), str(task)
 
 
 class Activity(nn.Module):
