@@ -52,8 +52,9 @@ class Noise:
     @classmethod
     def of(cls, seed: int, n: int, start: int = 0, device: str | torch.device = "cpu") -> Noise:
         """Streams of samples start … start + n − 1; a larger n leaves the first ones as they were."""
+        # seed 0 must not mix to 0: counters k and 2k would then be a number and its double, which the hash often keeps
         counter = torch.arange(start + 1, start + n + 1, dtype=torch.int64, device=device)
-        return cls(_mix(_signed(_mix_int(seed)) + counter * _signed(_GOLDEN)))
+        return cls(_mix(_signed(_mix_int(seed + _GOLDEN)) + counter * _signed(_GOLDEN)))
 
     def __len__(self) -> int:
         return len(self.keys)

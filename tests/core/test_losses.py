@@ -70,7 +70,7 @@ def test_step_weights_are_those_of_the_paper_and_of_the_release():
 
 def test_skipped_steps_are_not_fitted():
     ctx = setting("parallel", steps=8)
-    batch = batch_of(ctx, keep_lookahead=True)
+    batch = batch_of(ctx, keep="lookahead")
     alive = MaximumLikelihood(target="lookahead", skip=5).active(batch).view(8, -1)
     assert not alive[:5].any()
     assert alive[5:].all()
@@ -123,7 +123,7 @@ def test_mse_pull_is_the_kl_without_the_likelihood_weight():
 def test_release_fits_the_clean_prediction_of_the_winner():
     """E17: target of a step is the argmax at masked positions of x_{i−1}, its tokens elsewhere; revealed ones add 0."""
     ctx = setting("parallel", steps=8, untrained=False)
-    batch = batch_of(ctx, keep_lookahead=True)
+    batch = batch_of(ctx, keep="lookahead")
     item = item_of(ctx, batch)
     for k in range(len(batch)):
         i = int(item.i[k])
@@ -163,7 +163,7 @@ def test_clean_targets_need_tokens_and_a_lookahead():
     with pytest.raises(ValueError, match="masked"):
         MaximumLikelihood(target="final")(ctx, item_of(ctx, batch_of(ctx)))
     ctx = setting("parallel")
-    with pytest.raises(ValueError, match="keep_lookahead"):
+    with pytest.raises(ValueError, match="lookahead"):
         MaximumLikelihood(target="lookahead")(ctx, item_of(ctx, batch_of(ctx)))
     with pytest.raises(ValueError, match="Gaussian"):
         MaximumLikelihood(kl=1.0, kl_form="mse")(ctx, item_of(ctx, batch_of(ctx)))

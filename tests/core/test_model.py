@@ -18,6 +18,15 @@ def test_distinct_groups_equal_rows_in_order_of_appearance(high):
     assert all(int((ids == ids[k]).all(1).nonzero()[0, 0]) == int(first[group[k]]) for k in range(300))
 
 
+def test_sequences_that_differ_in_a_few_tokens_are_told_apart_by_their_hashes():
+    """A collision among them would end all sharing for the batch, silently."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, (1, 200), generator=generator).repeat(5000, 1)
+    place = torch.randint(200, (5000, 2), generator=generator)
+    ids.scatter_(1, place, torch.randint(5, (5000, 2), generator=generator))
+    assert len(distinct(ids)[0]) == len(ids.unique(dim=0))
+
+
 def test_rows_whose_hashes_collide_are_never_merged(monkeypatch):
     ids = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 1]])
     plain = torch.arange
