@@ -113,7 +113,9 @@ def plan(
         used |= composer.used
     errors += _unused(request, catalog, used)
     if errors:
-        raise problems("some settings cannot be used.", list(dict.fromkeys(errors)), "dav-bench show METHOD")
+        method = next(iter(request.methods), "METHOD")
+        fix = f"dav-bench show {method} --task {request.tasks[0].name}"
+        raise problems("some settings cannot be used.", list(dict.fromkeys(errors)), fix)
     return list(runs.values())
 
 

@@ -40,7 +40,9 @@ def known():
         made.add(entry)
     give = ("sample", "step", "step.log_prob", "step.tilt", "step.kl", "reference")
     made.add(Entry("models", "seq", "x:y", provides=give, domain="sequence"))
-    made.add(Entry("models", "ode", "x:y", provides=("sample", "step", "step.log_prob if eta"), domain="sequence"))
+    made.add(
+        Entry("models", "ode", "x:y", provides=("sample", "step", "step.log_prob if eta"), domain="sequence")
+    )
     made.add(Entry("rewards", "smooth", "x:y", provides=("reward.grad",), domain="sequence"))
     made.add(Entry("rewards", "blackbox", "x:y", domain="sequence"))
     made.add(Entry("rewards", "picture", "x:y", domain="image"))
@@ -96,7 +98,11 @@ def test_layers_and_their_sources(known, task):
 
 def test_method_dot_key_reaches_every_method_that_has_it(known, task):
     planned = runs(known, task, methods=["dav", "svdd"], sets=["method.width=3", "svdd.width=2"], search=None)
-    assert {r.spec.method: r.spec.params.get("width") for r in planned} == {"pretrained": None, "dav": 3, "svdd": 2}
+    assert {r.spec.method: r.spec.params.get("width") for r in planned} == {
+        "pretrained": None,
+        "dav": 3,
+        "svdd": 2,
+    }
 
 
 def test_all_mistakes_are_reported_once(known, task):
@@ -126,7 +132,9 @@ def test_a_black_box_reward_refuses_guidance_and_says_how_to_go_on(known, task):
     assert set(refused) == {"dav", "dav+tree"}
     assert refused["dav"].reason == "'dav' needs reward.grad; reward 'blackbox' does not give it"
     assert refused["dav"].fix == "--set dav.guide=false"
-    assert not [r for r in runs(known, task, reward="blackbox", sets=["dav.guide=false"]) if r.status == "skip"]
+    assert not [
+        r for r in runs(known, task, reward="blackbox", sets=["dav.guide=false"]) if r.status == "skip"
+    ]
 
 
 def test_a_model_may_give_a_capability_on_a_condition(known, task):
@@ -142,11 +150,15 @@ def test_domains_must_agree(known, task):
 
 def test_real_samples_need_data(known, task):
     refused = runs(known, task, methods=["real"])[-1]
-    assert refused.spec.label == "real" and refused.reason == "'real' needs data; model 'seq' does not give it"
+    assert (
+        refused.spec.label == "real" and refused.reason == "'real' needs data; model 'seq' does not give it"
+    )
 
 
 def test_a_pair_without_code(known, task):
-    planned = runs(known, task, methods=(), pair=("best-of", "forward-kl"), sets=["searcher.n=7", "training.rounds=2"])
+    planned = runs(
+        known, task, methods=(), pair=("best-of", "forward-kl"), sets=["searcher.n=7", "training.rounds=2"]
+    )
     assert labels(planned) == ["pretrained", "best-of_forward-kl", "best-of_forward-kl+best-of"]
     params = planned[1].spec.params
     assert params["searcher"] == {"name": "best-of", "params": {"n": 7}}

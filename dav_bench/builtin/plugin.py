@@ -33,7 +33,7 @@ def register_methods(register: Register) -> None:
              summary="samples of the model before any alignment")  # fmt: skip
     register("best-of-n", at + "baselines:best_of_n", config=BestOfN, requires="sample", search="best-of",
              summary="the best of n samples of the pretrained model")  # fmt: skip
-    register("svdd", at + "baselines:svdd", config=SVDD, requires="step", search="tree",
+    register("svdd", at + "baselines:svdd", config=SVDD, requires=(*_TREE, *_ANCHOR), search="tree",
              summary="tree search on the pretrained model at test time", paper="arXiv:2408.08252")  # fmt: skip
     register("dav", at + "dav:build", config=DAV, requires=(*_TREE, *_ANCHOR, *_FIT), tunes=True, search="tree",
              summary="search for better trajectories, fit the model to them, repeat", paper=_DAV_PAPER)  # fmt: skip

@@ -52,7 +52,10 @@ def test_a_working_plugin_is_loaded_with_its_metadata(install):
         (GOOD.replace("domain=", "domian="), "did you mean 'domain'"),
         (GOOD.replace('register("good"', '1 / 0; register("good"'), "ZeroDivisionError"),
         (reward("hepg2-specificity"), "already registered by 'dav-bench'"),
-        (GOOD.replace("rewards", "tasks").replace('"good", "math:sqrt", domain="sequence"', '"/no/where"'), "no task.toml"),
+        (
+            GOOD.replace("rewards", "tasks").replace('"good", "math:sqrt", domain="sequence"', '"/no/where"'),
+            "no task.toml",
+        ),
     ],
 )
 def test_a_broken_plugin_is_a_record_and_its_neighbours_work(install, source, reason):
