@@ -136,7 +136,7 @@ def _facts(run: RunDir) -> dict[str, Any]:
 def leaderboard(
     task: Annotated[str, typer.Option(help="Task.")],
     format: Annotated[str | None, typer.Option(help="md, html, csv or json; a table without.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only these rows, comma-separated.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only these labels or ids, comma-separated.")] = None,
     publish: Annotated[bool, typer.Option("--publish", help="Write the committed board.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Fail if the committed md or csv is stale.")] = False,
     out: _Out = Path("results"),
@@ -148,10 +148,10 @@ def leaderboard(
     if format is not None and format not in FORMATS:
         raise DavBenchError(f"unknown format {format!r}{near(format, FORMATS)}", fix="--format md")
     path = board_path(out, task)
-    only = [m.strip() for m in method.split(",")] if method else None
+    chosen = {o.strip() for o in only.split(",")} if only else None
     if check:
         raise typer.Exit(_check(path))
-    board = _publish(task, path, out, only) if publish else _gather(task, path, out, only)
+    board = _publish(task, path, out, chosen) if publish else _gather(task, path, out, chosen)
     if format is not None:
         typer.echo(render(board, format), nl=False)
     else:
@@ -164,7 +164,8 @@ def _check(path: Path) -> int:
 
     if not path.exists():
         raise DavBenchError(
-            f"there is no published board at {path}.", fix="dav-bench leaderboard --task … --publish"
+            f"there is no published board at {path}.",
+            fix=f"dav-bench leaderboard --task {path.stem} --publish",
         )
     wrong = check(path)
     for line in wrong:
@@ -175,13 +176,13 @@ def _check(path: Path) -> int:
     return ExitCode.RUN_FAILED if wrong else ExitCode.OK
 
 
-def _publish(name: str, path: Path, out: Path, only: list[str] | None) -> Board:
+def _publish(name: str, path: Path, out: Path, only: set[str] | None) -> Board:
     from dav_bench.cli import render
     from dav_bench.report.published import publish
     from dav_bench.scan import scan
     from dav_bench.tasks import find_task
 
-    records = [r for r in scan(out, name) if only is None or r.label in only]
+    records = [r for r in scan(out, name) if only is None or only & {r.label, r.name.partition("-")[0]}]
     render.notice(f"{r.path}: {r.problem}" for r in records if r.problem)
     done = publish(find_task(name), [r.run for r in records if r.status == "done"], path)
     for line in done.left_out:
@@ -190,7 +191,7 @@ def _publish(name: str, path: Path, out: Path, only: list[str] | None) -> Board:
     return done.board
 
 
-def _gather(name: str, path: Path, out: Path, only: list[str] | None) -> Board:
+def _gather(name: str, path: Path, out: Path, only: set[str] | None) -> Board:
     """Published rows and local runs side by side; only what cannot be read is left out, with a line."""
     from dav_bench.cli import render
     from dav_bench.plugins import catalog
@@ -215,7 +216,7 @@ def _gather(name: str, path: Path, out: Path, only: list[str] | None) -> Board:
         except DavBenchError as error:
             problems.append(f"{record.path}: {error.what}")
     render.notice(problems)
-    rows = [r for r in with_local(published, local) if only is None or r.label in only]
+    rows = [r for r in with_local(published, local) if only is None or only & {r.label, r.run_id}]
     if not rows:
         raise DavBenchError(
             f"there is no finished run of {name!r} in {out}.", fix=f"dav-bench run --method dav --task {name}"

@@ -82,7 +82,9 @@ def publish(task: TaskSpec, runs: Sequence[RunDir], path: Path) -> Published:
             added.append(name)
     if not held:
         raise DavBenchError(
-            f"there is nothing to publish for {task.name!r}.", "\n".join(left_out), "dav-bench run …"
+            f"there is nothing to publish for {task.name!r}.",
+            "\n".join(left_out),
+            f"dav-bench run --method dav --task {task.name}",
         )
     save(list(held.values()), terms, path)
     return Published(_write_beside(path), tuple(added), tuple(left_out))

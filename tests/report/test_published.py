@@ -214,9 +214,11 @@ def test_the_leaderboard_shows_published_and_local_rows_and_writes_only_when_tol
     assert "| dav |" in text and "| svdd (local) |" in text
     assert "stale" not in call("leaderboard", "--task", "toy", "--check")
     assert "held-out reward" in call("leaderboard", "--task", "toy")
-    only = json.loads(call("leaderboard", "--task", "toy", "--format", "json", "--method", "svdd"))
+    only = json.loads(call("leaderboard", "--task", "toy", "--format", "json", "--only", "svdd"))
     assert [r["label"] for r in only["rows"]] == ["svdd"]
     assert snapshot(path) == before
+    call("leaderboard", "--task", "toy", "--publish", "--only", only["rows"][0]["id"])
+    assert len(load_published(path)[0]) == 5
 
 
 def test_a_stale_board_fails_the_check(toy: Path, run_of: RunOf) -> None:
