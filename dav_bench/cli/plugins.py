@@ -72,7 +72,7 @@ def show_plugin(
         found = {"plugin": name, "status": "broken", "module": bad.target, "distribution": bad.dist,
                  "reason": bad.reason, "where": bad.where}  # fmt: skip
     if not found:
-        known = [p.name for p in [*here.loaded, *here.broken]]
+        known = [*(p.name for p in here.loaded), *(p.name for p in here.broken)]
         raise DavBenchError(f"no plugin is called {name!r}{near(name, known)}", fix="dav-bench plugins list")
     if json:
         render.emit_json(found)

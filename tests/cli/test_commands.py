@@ -71,7 +71,8 @@ def test_help_does_not_even_import_plugins(tmp_path):
     code = (
         "import sys\nfrom dav_bench.cli import main\nsys.argv = ['dav-bench', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(sorted(m for m in sys.modules if m in ('pluggy', 'rich.console', 'dav_bench.plugins', 'dav_bench.cli.run')))"
+        "late = {'pluggy', 'rich.console', 'dav_bench.plugins', 'dav_bench.cli.run'}\n"
+        "print(sorted(late & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
