@@ -23,6 +23,8 @@ from dav_bench.builtin.rewards import gosai as rewards
 from dav_bench.builtin.rewards.gosai import Enformer, EnformerShape
 from dav_bench.core.noise import Noise
 from dav_bench.errors import DavBenchError, ExitCode
+from dav_bench.plugins import catalog
+from dav_bench.tasks import check_task, read_task, shipped_tasks
 
 SMALL = {"n_conv": 3, "channels": 768, "n_transformers": 1, "n_heads": 8, "key_len": 4}
 
@@ -389,6 +391,24 @@ def test_metrics_of_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with torch.no_grad():
         p = rewards.load_atac()(samples.x)
     assert metrics.accessibility(samples, ctx).tolist() == (p[:, 1] > 0.5).double().tolist()
+
+
+def test_the_task_builds_from_one_folder(
+    folder: Path, mdlm: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(gosai.FOLDER, str(folder))
+    (folder / gosai.DENOISER.file).write_bytes(mdlm[0].read_bytes())
+    task, known = read_task(shipped_tasks() / "dna-gosai"), catalog()
+    check_task(task, known)
+    built = known.get("models", task.model["use"]).build({}, task.sampler)
+    assert (built.process.T, built.domain) == (128, "sequence")
+    for reward in task.rewards.values():
+        entry = known.get("rewards", reward["use"])
+        assert entry.build({})(sequences(2)).shape == (2,)
+        assert entry.provides == ("reward.grad",)
+    for role, names in task.metrics.items():
+        for entry in filter(None, (known.find("metrics", name) for name in names)):
+            assert entry.role == role and callable(entry.load())
 
 
 @pytest.mark.parametrize(
