@@ -48,6 +48,7 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Most network rows at once.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Rerun what is finished.")] = False,
+    tracker: Annotated[_Names | None, typer.Option(help="Trackers told of each run, comma-separated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
@@ -70,11 +71,13 @@ def run(
     if dry_run:
         render.emit_json(render.plan_json(runs)) if json else render.plan_table(runs)
         raise typer.Exit(ExitCode.OK if _possible(runs) else ExitCode.INCOMPATIBLE)
+    from dav_bench.plugins import catalog
     from dav_bench.runner import Options
 
     options = Options(
-        out=out, device=device, dtype=dtype, threads=threads, micro_batch=micro_batch, fresh=fresh
-    )
+        out=out, device=device, dtype=dtype, threads=threads, micro_batch=micro_batch, fresh=fresh,
+        listeners=tuple(catalog().get("trackers", name).build() for name in names(tracker)),
+    )  # fmt: skip
     raise typer.Exit(go(runs, options, json))
 
 
