@@ -140,8 +140,8 @@ class Progress:
         name = f"{event.spec.task} {event.label} seed {event.spec.seed}"
         resumed = f", resumed after round {event.resumed}" if event.resumed else ""
         if self.bar:
-            total = max(event.rounds, 1)
-            self.task = self.bar.add_task(name, total=total, completed=event.resumed, note="drawing samples")
+            total, note = max(event.rounds, 1), "searching" if event.rounds else "drawing samples"
+            self.task = self.bar.add_task(name, total=total, completed=event.resumed, note=note)
         else:
             self.say(f"[{self.done + 1}/{self.runs}] {name}{resumed}")
 
