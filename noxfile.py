@@ -57,6 +57,7 @@ def plugins(session: nox.Session) -> None:
     for folder in folders:
         session.run("pytest", "-q", "-W", "error", str(root / folder / "tests"), env=QUIET)
     session.run("dav-bench", "--strict-plugins", "plugins", "list", env=QUIET)
+    session.run("dav-bench", "run", "--method", "dav", "--task", "dna", "--dry-run", env=QUIET)  # assets are inside
 
 
 @nox.session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,6 @@ class Entry:
     """Metrics: one value per sample, or one for the set."""
     reduce: str = "median"
     """Metrics by sample: median or mean."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else the registration said; ignored by the harness."""
 
     def load(self) -> Callable[..., Any]:
         """Import the target and return it."""
@@ -164,7 +162,7 @@ class Registrar:
         if self.kind == "tasks":
             name, target = self._task(name)
         self._check(name, target, config)
-        known = set(Entry.__dataclass_fields__) - {"kind", "name", "target", "config", "origin", "extra"}
+        known = set(Entry.__dataclass_fields__) - {"kind", "name", "target", "config", "origin"}
         for option in options:
             if option not in known:
                 raise DavBenchError(
