@@ -68,8 +68,9 @@ class ForwardKL:
 
     kl: float = 0.0
     """Weight of KL(model || pretrained) for each step."""
-    target: Literal["transition", "lookahead", "final"] = "transition"
-    """Fit the step taken, the winner's clean prediction (DNA release), or the final sequence."""
+    target: Literal["transition", "mean", "lookahead", "final"] = "transition"
+    """Fit the step taken, the mean of the tilted step over all children (less noise), the winner's clean prediction
+    (DNA release), or the final sequence."""
     weight: Literal["paper", "release", "uniform"] = "paper"
     """Weight of a step towards a clean target: the likelihood's, the DNA release's, or 1."""
     skip: int = 0
@@ -94,7 +95,7 @@ def best_of(c: BestOf) -> Searcher:
     return BestOf(c.n)
 
 
-def tree(c: Tree, keep_lookahead: bool = False) -> Searcher:
+def tree(c: Tree, keep: Literal["", "lookahead", "mean"] = "") -> Searcher:
     from dav_bench.core import PosteriorMean, TreeSearch
 
     return TreeSearch(
@@ -110,7 +111,7 @@ def tree(c: Tree, keep_lookahead: bool = False) -> Searcher:
         last=c.last,
         on=c.on,
         value=PosteriorMean(c.lookahead, c.relax, c.batch),
-        keep_lookahead=keep_lookahead,
+        keep=keep,
     )
 
 

@@ -26,8 +26,9 @@ class MaximumLikelihood:
 
     kl: float = 0.0
     """λ: 0 is DAV, more is DAV-KL."""
-    target: Literal["transition", "lookahead", "final"] = "transition"
-    """Fit the step taken (paper), the winner's clean prediction (release, tokens) or the final sample."""
+    target: Literal["transition", "mean", "lookahead", "final"] = "transition"
+    """Fit the step taken (paper), the mean of the tilted step over all children (the same expectation with less
+    noise), the winner's clean prediction (release, tokens) or the final sample."""
     weight: Literal["paper", "release", "uniform"] = "paper"
     """Weight of a step towards a clean target: (m_i − m_{i−1})/m_i, the release's (m_i − m_{i−1})/(1 − m_i), or 1."""
     skip: int = 0
@@ -69,11 +70,15 @@ class MaximumLikelihood:
     def _fit(self, model: Model, step: Step, item: Item) -> Tensor:
         if self.target == "transition":
             return -step.log_prob(item.x_next)
+        if self.target == "mean":
+            if item.mean is None:
+                raise ValueError("the search kept no means; use TreeSearch(keep='mean')")
+            return -step.expected_log_prob(item.mean)
         if not isinstance(step, MaskedStep):
             raise ValueError(f"target '{self.target}' is defined for masked diffusion only")
         clean = item.final if self.target == "final" else item.lookahead
         if clean is None:
-            raise ValueError("the search kept no look-ahead predictions; use TreeSearch(keep_lookahead=True)")
+            raise ValueError("the search kept no look-ahead predictions; use TreeSearch(keep='lookahead')")
         nll = -(clean[..., :-1] * step.log_probs).sum(-1) * step.masked[..., 0]
         return self._weight(model.process, item) * nll.sum(1)
 

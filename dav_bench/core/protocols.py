@@ -58,6 +58,8 @@ class Item:
     """(b,) grid index."""
     lookahead: Tensor | None
     """(b, ...) clean prediction from x_{i-1}, where the search made one."""
+    mean: Tensor | None
+    """(b, ...) estimate of E[x_{i-1} | x_i] under the tilted step, where the search kept it."""
     final: Tensor
     """(b, ...) the state x_0 the trajectory ended in."""
     cond: Tensor | None = None
@@ -73,6 +75,8 @@ class Batch:
     """(B,) training reward of x_0."""
     lookahead: Tensor | None = None
     """(T, B, ...) packed clean predictions from each chosen x_{i-1}."""
+    mean: Tensor | None = None
+    """(T, B, ...) estimates of E[x_{i-1} | x_i] under the tilted steps."""
     cond: Tensor | None = None
     stats: dict[str, float] = field(default_factory=dict)
     """What the search noticed: mean effective share of candidates, ..."""
@@ -98,6 +102,7 @@ class Batch:
             x_next=unpack(self.states[k + 1, b]),
             i=self.steps - k,
             lookahead=None if self.lookahead is None else unpack(self.lookahead[k, b]),
+            mean=None if self.mean is None else self.mean[k, b],
             final=unpack(self.states[-1, b]),
             cond=None if self.cond is None else self.cond[b],
         )

@@ -43,6 +43,25 @@ class Known:
         return model.process.step(self.pred, self.x, i)
 
 
+@dataclass(frozen=True)
+class Expansion:
+    """Children of B parents and what they tell about the tilted step."""
+
+    kids: Known
+    """(B * M, ...) sample-major."""
+    logw: Tensor
+    """(B, M) log-weights."""
+    mean: Tensor | None = None
+    """(B, ...) estimate of E[x_{i−1} | x_i] under the tilted step, where a trainer asks for it."""
+
+    def put(self, rows: Tensor, other: Expansion) -> Expansion:
+        """This with parents `rows` replaced by those of `other`."""
+        width = self.logw.shape[1]
+        slots = (rows[:, None] * width + torch.arange(width, device=rows.device)).flatten()
+        mean = None if self.mean is None or other.mean is None else self.mean.index_copy(0, rows, other.mean)
+        return Expansion(self.kids.put(slots, other.kids), self.logw.index_copy(0, rows, other.logw), mean)
+
+
 def _table(
     held: Tensor | None, first: Tensor, base: int, wanted: Tensor, compute: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, int]:
@@ -151,7 +170,8 @@ class TreeSearch:
     last: Literal["sample", "greedy"] = "sample"
     on: Literal["policy", "ref"] = "policy"
     value: Value = field(default_factory=PosteriorMean)
-    keep_lookahead: bool = False
+    keep: Literal["", "lookahead", "mean"] = ""
+    """What a trainer needs beside the states: clean predictions of the winners, or means of the tilted steps."""
 
     @property
     def requires(self) -> frozenset[str]:
@@ -184,8 +204,7 @@ class TreeSearch:
 
     def _expand(
         self, ctx: Context, model: Model, parents: Known, i: int, noise: Noise, cond: Tensor | None
-    ) -> tuple[Known, Tensor]:
-        """Children (B * M rows, sample-major) and their log-weights (B, M)."""
+    ) -> Expansion:
         width = self.width * (2 if self.last == "greedy" and i == 1 else 1)
         B = len(parents.x)
         rows = torch.arange(B, device=parents.x.device).repeat_interleave(width)
@@ -205,7 +224,18 @@ class TreeSearch:
             logw = logw + (ratio / p.size if self.reduce == "mean" else ratio)
         if logw.isnan().any() or (logw == -torch.inf).all(1).any():
             raise NonFinite("search weights", int(logw.isnan().sum()), logw.numel())
-        return known, logw
+        return Expansion(known, logw, self._mean(q, kids, logw) if self.keep == "mean" else None)
+
+    @staticmethod
+    def _mean(q: Step, kids: Tensor, logw: Tensor) -> Tensor:
+        """E[x_{i−1}] of the tilted step: weighted children, with the proposal's own mean as control variate.
+
+        Σ w_m c_m + (E_q[c] − Σ c_m / M): the bracket has expectation 0 and cancels what the children share by
+        being drawn from q, so that where all weights are equal the estimate is q's mean, without noise.
+        """
+        w = logw.softmax(1) - 1 / logw.shape[1]
+        kids = kids.view(*logw.shape, *kids.shape[1:])
+        return q.mean + (w.view(*w.shape, *[1] * (kids.ndim - 2)) * kids).sum(1)
 
     def _pick(self, logw: Tensor, noise: Noise, i: int) -> Tensor:
         """(B,) column of the child to move to."""
@@ -215,7 +245,7 @@ class TreeSearch:
 
     def _tree_value(
         self, ctx: Context, model: Model, kids: Known, pick: Tensor, i: int, noise: Noise, cond: Tensor | None
-    ) -> tuple[Tensor, tuple[Known, Tensor]]:
+    ) -> tuple[Tensor, Expansion]:
         """The release's move (dav.md A.6, E3): to the sibling of largest own value plus that of its children.
 
         Only the picked child has children, so with positive rewards it wins and with negative ones it loses.
@@ -224,17 +254,15 @@ class TreeSearch:
         value = kids.value.view(B, -1)  # type: ignore[union-attr]
         rows = torch.arange(B, device=pick.device)
         width = value.shape[1]
-        grown, logw = self._expand(ctx, model, kids.take(rows * width + pick), i - 1, noise, cond)
-        total = value.scatter_add(1, pick[:, None], grown.value.view(B, -1).sum(1, keepdim=True))  # type: ignore[union-attr]
-        best = total.argmax(1)
+        grown = self._expand(ctx, model, kids.take(rows * width + pick), i - 1, noise, cond)
+        gain = grown.kids.value.view(B, -1).sum(1, keepdim=True)  # type: ignore[union-attr]
+        best = value.scatter_add(1, pick[:, None], gain).argmax(1)
         moved = (best != pick).nonzero()[:, 0]
         if len(moved):
             part = None if cond is None else cond[moved]
-            again, relogw = self._expand(ctx, model, kids.take(moved * width + best[moved]), i - 1, noise[moved], part)
-            wide = logw.shape[1]
-            slots = (moved[:, None] * wide + torch.arange(wide, device=pick.device)).flatten()
-            grown, logw = grown.put(slots, again), logw.index_copy(0, moved, relogw)
-        return best, (grown, logw)
+            again = self._expand(ctx, model, kids.take(moved * width + best[moved]), i - 1, noise[moved], part)
+            grown = grown.put(moved, again)
+        return best, grown
 
     @torch.no_grad()
     def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
@@ -242,25 +270,27 @@ class TreeSearch:
         process = model.process
         x = process.prior(noise.fold(_PRIOR), dtype=model.dtype)
         here = Known(x) if self.guide else evaluate(ctx, model, None, x, process.T, noise, cond=cond)
-        states, ahead, share, grown = [process.pack(x)], [], [], None
+        states, kept, share = [process.pack(x)], [], []
+        grown: Expansion | None = None
         for i in range(process.T, 0, -1):
-            kids, logw = grown or self._expand(ctx, model, here, i, noise, cond)
-            grown = None
+            now = grown or self._expand(ctx, model, here, i, noise, cond)
+            grown, logw = None, now.logw
             pick = self._pick(logw, noise, i)
             if self.advance == "tree-value" and i > 1:
-                pick, grown = self._tree_value(ctx, model, kids, pick, i, noise, cond)
-            here = kids.take(torch.arange(len(x), device=x.device) * logw.shape[1] + pick)
+                pick, grown = self._tree_value(ctx, model, now.kids, pick, i, noise, cond)
+            here = now.kids.take(torch.arange(len(x), device=x.device) * logw.shape[1] + pick)
             if i > 1 and here.pred is None and not self.guide:  # a value that needed no prediction
                 here = Known(here.x, evaluate(ctx, model, None, here.x, i - 1, noise, cond=cond).pred, here.value)
             share.append(1 / (logw.softmax(1) ** 2).sum(1).mean() / logw.shape[1])
             states.append(process.pack(here.x))
-            if self.keep_lookahead:
-                ahead.append(self._clean(model, here, i - 1))
+            if self.keep:
+                kept.append(self._clean(model, here, i - 1) if self.keep == "lookahead" else now.mean)
         scored = self.value.uses_prediction and here.value is not None
         return Batch(
             torch.stack(states),
             here.value if scored else _terminal(ctx, model, here.x, cond),  # type: ignore[arg-type]
-            lookahead=torch.stack(ahead) if ahead else None,
+            lookahead=torch.stack(kept) if self.keep == "lookahead" else None,
+            mean=torch.stack(kept) if self.keep == "mean" else None,
             cond=cond,
             stats={"ess_share": float(torch.stack(share).mean())},
         )

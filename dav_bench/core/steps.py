@@ -62,6 +62,10 @@ class GaussianStep:
         z = (x - self.mean) / std
         return _rows(torch.where(live, -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi), torch.zeros_like(z)))
 
+    def expected_log_prob(self, mean: Tensor) -> Tensor:
+        """E[log_prob(x)] over any x with this mean, (B,), up to its variance, which no parameter touches."""
+        return self.log_prob(mean)
+
     def kl(self, other: GaussianStep) -> Tensor:
         """KL(self || other), (B,).  Equal deterministic rows give 0."""
         live = (self.std > 0) & (other.std > 0)
@@ -146,6 +150,16 @@ class MaskedStep:
         moved = ((x - self.x).abs().sum(-1) > 1e-6) & (self.masked[..., 0] <= 0)
         return _rows(inside).masked_fill(moved.any(-1), -math.inf)
 
+    @property
+    def mean(self) -> Tensor:
+        """(B, L, V + 1) E[x_{i−1} | x_i]: the probabilities of each position."""
+        return torch.where(self.masked > 0, self._law().exp(), self.x)
+
+    def expected_log_prob(self, mean: Tensor) -> Tensor:
+        """E[log_prob(x)] over any x with this mean, (B,): the law is linear in one-hot x."""
+        law = self._law()
+        return _rows(torch.where(mean != 0, mean * law, torch.zeros_like(law)) * (self.masked > 0))
+
     def kl(self, other: MaskedStep) -> Tensor:
         """KL(self || other), (B,): token laws at the rate of reveal, and the rates where a tilt changed them."""
         p, q, r, s = self.log_probs, other.log_probs, self.reveal, other.reveal
@@ -215,6 +229,18 @@ class SingleRevealStep(MaskedStep):
         token = torch.where(x[..., :-1] > 0, x[..., :-1] * self.log_probs, torch.zeros_like(self.log_probs)).sum(-1)
         value = torch.where(fresh > 0, token + self.order, torch.zeros_like(token))
         return _rows(value).masked_fill(~legal | (x[..., -1] * fresh).any(-1), -math.inf)
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, L, V + 1): a position is revealed with the chance that it is the one."""
+        chance = torch.where(self.masked > 0, self.order.exp()[..., None], torch.zeros_like(self.masked))
+        fresh = torch.cat([chance * self.log_probs.exp(), 1 - chance], -1)
+        return torch.where(self.masked > 0, fresh, self.x)
+
+    def expected_log_prob(self, mean: Tensor) -> Tensor:
+        law = self.log_probs + self.order[..., None]
+        inside = torch.where((self.masked > 0) & (mean[..., :-1] != 0), mean[..., :-1] * law, torch.zeros_like(law))
+        return _rows(inside)
 
     def kl(self, other: MaskedStep) -> Tensor:
         theirs = other.order if isinstance(other, SingleRevealStep) else self.order

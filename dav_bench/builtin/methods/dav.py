@@ -59,4 +59,5 @@ class DAVKL(DAV):
 
 def build(c: DAV) -> Method:
     schedule = Training(**{f.name: getattr(c, f.name) for f in fields(Training)})
-    return Method(parts.tree(c, keep_lookahead=c.target == "lookahead"), parts.forward_kl(c), schedule)
+    keep: Any = c.target if c.target in ("lookahead", "mean") else ""
+    return Method(parts.tree(c, keep), parts.forward_kl(c), schedule)
