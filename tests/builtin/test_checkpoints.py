@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import pickle
+import random
 import sys
 import zipfile
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from dav_bench.builtin import checkpoints
-from dav_bench.builtin.checkpoints import Inert, fill, load_checkpoint, state_dict
+from dav_bench.builtin import unpickle
+from dav_bench.builtin.checkpoints import fill, load_checkpoint, state_dict
+from dav_bench.builtin.unpickle import Inert
 from dav_bench.errors import DavBenchError, ExitCode
 
 RAN: list[str] = []
@@ -166,6 +168,8 @@ REFUSED = {
     "extension code": b"\x80\x02\x82\x01.",
     "endless nesting": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "no stop": b"\x80\x02}",
+    "memory for a billion objects": b"\x80\x02}r\x00\x00\x00\x7f.",
+    "a buffer of a terabyte": b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",
 }
 
 
@@ -177,7 +181,7 @@ def test_refuses(tmp_path: Path, name: str) -> None:
 
 
 def test_one_file_cannot_reach_the_next(tmp_path: Path) -> None:
-    first, second = (checkpoints._Unpickler(io.BytesIO(), None) for _ in range(2))  # type: ignore[arg-type]
+    first, second = (unpickle._Unpickler(io.BytesIO(), None) for _ in range(2))  # type: ignore[arg-type]
     assert first.find_class("os", "system") is first.find_class("os", "system")
     assert first.find_class("os", "system") is not second.find_class("os", "system")
     with pytest.raises(pickle.UnpicklingError):
@@ -233,6 +237,22 @@ def test_refuses_compressed_members_and_other_formats(tmp_path: Path) -> None:
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(DavBenchError, match="not a dictionary"):
         load_checkpoint(tmp_path / "list.pt")
+
+
+def test_a_damaged_file_is_refused_or_read_but_never_crashes(tmp_path: Path) -> None:
+    torch.save({"x": torch.arange(6.0), "more": {"a": [1, (2,)]}}, tmp_path / "good.ckpt")
+    whole, chance = (tmp_path / "good.ckpt").read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(4):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        (tmp_path / "x.ckpt").write_bytes(damaged[: chance.choice([len(whole), len(whole) // 2])])
+        try:
+            load_checkpoint(tmp_path / "x.ckpt")
+        except DavBenchError:
+            refused += 1
+    assert 150 <= refused < 300
 
 
 def test_a_missing_file_says_what_and_where_to_get_it(tmp_path: Path) -> None:
