@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dav_bench.builtin.metrics import sequence
 from dav_bench.builtin.metrics.base import MetricContext, Samples
+from dav_bench.builtin.metrics.dna import accessibility
 from dav_bench.builtin.metrics.sequence import (
     grid_log_likelihood,
     kmer_corr,
@@ -31,6 +32,7 @@ from dav_bench.builtin.metrics.sequence import (
     spearman,
     threshold,
 )
+from dav_bench.builtin.rewards.dna import build_accessibility
 from dav_bench.core.model import Model
 from dav_bench.core.noise import Noise
 from dav_bench.core.process import MaskedProcess
@@ -234,3 +236,14 @@ def test_log_likelihood_metric_is_fixed_by_the_seed_and_costs_one_row_per_step()
     assert (first != log_likelihood(samples, context(lambda: model, seed=4))).any()
     fewer = log_likelihood(Samples(samples.x[:2]), context(lambda: model, seed=3))
     assert (fewer == first[:2]).all()
+
+
+def test_accessibility_is_the_call_of_the_model_at_its_threshold() -> None:
+    real = F.one_hot(sequence.real_elements(context())[:300], 4).float()
+    junk = F.one_hot(random_bases(300), 4).float()
+    called = accessibility(Samples(torch.cat([real, junk])), context())
+    with torch.no_grad():
+        margin = build_accessibility()(junk)
+    assert called.shape == (600,) and set(called) <= {0.0, 1.0}
+    assert called[300:].tolist() == (margin > 0).double().tolist()
+    assert called[:300].mean() > 0.5 > called[300:].mean()
