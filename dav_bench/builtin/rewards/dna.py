@@ -11,11 +11,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dav_bench.builtin.weights import load
 
 CELLS = ("GM12878", "HepG2", "K562", "hESCT0")
 HEPG2 = CELLS.index("HepG2")
+
+
+def _conv(channels: int, out: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
+    """A convolution over positions, as one row in two dimensions with channels last: several times faster on a CPU."""
+    conv = nn.Conv2d(
+        channels, out, (1, kernel), padding=(0, dilation * (kernel // 2)), dilation=(1, dilation)
+    )
+    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class PooledConv(nn.Module):
@@ -40,19 +49,25 @@ class PooledConv(nn.Module):
         super().__init__()
         self.pools = tuple(pools)
         self.convs = nn.ModuleList(
-            nn.Conv1d(i, o, k, padding=k // 2) for i, o, k in zip((4, *widths), widths, kernels, strict=False)
+            _conv(i, o, k) for i, o, k in zip((4, *widths[:-1]), widths, kernels, strict=True)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(o) for o in widths)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in widths)
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """One strand (B, L, 4) -> logits (B, classes)."""
-        h = x.transpose(1, 2)
+        h = x.transpose(1, 2)[:, :, None]
         for conv, norm, pool in zip(self.convs, self.norms, self.pools, strict=True):
-            h = F.relu(norm(conv(h)))
-            h = F.max_pool1d(h, pool) if pool > 1 else h
-        return self.out(self.drop(h.amax(2)))
+            h = norm(conv(h))
+            h = F.relu(F.max_pool2d(h, (1, pool)) if pool > 1 else h)
+        return self.out(self.drop(h.amax((2, 3))))
+
+    def fuse(self) -> None:
+        """Fold the normalisations into the convolutions, for prediction alone: the same function in less time."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            self.convs[i] = fuse_conv_bn_eval(conv, norm).to(memory_format=torch.channels_last)
+            self.norms[i] = nn.Identity()
 
 
 class DilatedAttention(nn.Module):
@@ -75,21 +90,21 @@ class DilatedAttention(nn.Module):
         dropout: float = 0.3,
     ):
         super().__init__()
-        self.stem = nn.Conv1d(4, width, kernel, padding=kernel // 2)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in dilations)
-        self.convs = nn.ModuleList(nn.Conv1d(width, width, 3, padding=d, dilation=d) for d in dilations)
-        self.final = nn.BatchNorm1d(width)
-        self.attend = nn.Conv1d(width, width, 1)
+        self.stem = _conv(4, width, kernel)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in dilations)
+        self.convs = nn.ModuleList(_conv(width, width, 3, d) for d in dilations)
+        self.final = nn.BatchNorm2d(width)
+        self.attend = _conv(width, width, 1)
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """One strand (B, L, 4) -> logits (B, classes)."""
-        h = F.avg_pool1d(F.relu(self.stem(x.transpose(1, 2))), 4)
+        h = F.avg_pool2d(F.relu(self.stem(x.transpose(1, 2)[:, :, None])), (1, 4))
         for norm, conv in zip(self.norms, self.convs, strict=True):
             h = h + self.drop(F.relu(conv(norm(h))))
         h = self.final(h)
-        return self.out(self.drop((h * self.attend(h).softmax(2)).sum(2)))
+        return self.out(self.drop((h * self.attend(h).softmax(3)).sum((2, 3))))
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"pooled-conv": PooledConv, "dilated-attention": DilatedAttention}
@@ -154,7 +169,10 @@ def _network(c: Any, default: str) -> tuple[nn.Module, dict[str, Any]]:
     state, meta = load(getattr(c, "weights", "") or default)
     net = NETWORKS[meta["network"]](**meta["config"])
     net.load_state_dict(state)
-    return net.eval().requires_grad_(False), meta
+    net.eval().requires_grad_(False)
+    if isinstance(net, PooledConv):
+        net.fuse()
+    return net, meta
 
 
 def build_specificity(c: Any = None) -> Specificity:
