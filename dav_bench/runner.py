@@ -74,12 +74,24 @@ class Machine:
         try:
             device = str(torch.device(device))
         except RuntimeError as err:
-            raise DavBenchError(f"unknown device '{device}'.", str(err).split("\n")[0], "--device auto") from err
-        dtype = options.dtype if options.dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+            raise DavBenchError(
+                f"unknown device '{device}'.", str(err).split("\n")[0], "--device auto"
+            ) from err
+        dtype = (
+            options.dtype
+            if options.dtype != "auto"
+            else "bfloat16"
+            if device.startswith("cuda")
+            else "float32"
+        )
         if dtype not in ("float32", "float64", "bfloat16"):
-            raise DavBenchError(f"unknown dtype '{dtype}'.", "Known: float32, float64, bfloat16.", "--dtype auto")
+            raise DavBenchError(
+                f"unknown dtype '{dtype}'.", "Known: float32, float64, bfloat16.", "--dtype auto"
+            )
         threads = options.threads or torch.get_num_threads()
-        chosen = cls(device, dtype, threads, options.micro_batch or (2048 if device.startswith("cuda") else 256))
+        chosen = cls(
+            device, dtype, threads, options.micro_batch or (2048 if device.startswith("cuda") else 256)
+        )
         if not stored:
             return chosen
         kept = cls(**{name: stored[name] for name in ("device", "dtype", "threads", "micro_batch")})
@@ -159,11 +171,17 @@ def draw(
     spec = RunSpec.from_dict(run.spec)
     spec = replace(spec, search=search) if search else spec
     if run.status != "done":
-        raise DavBenchError(f"run {run.path.name} is not finished ({run.status}).", fix="repeat its command: it goes on")
+        raise DavBenchError(
+            f"run {run.path.name} is not finished ({run.status}).", fix="repeat its command: it goes on"
+        )
     job = _Run(spec, run, options)
     job.prepare()
     if job.method.loss is not None:
-        job.load(run if RunSpec.from_dict(run.spec).search is None else RunDir.open(options.out / spec.base().dirname))
+        job.load(
+            run
+            if RunSpec.from_dict(run.spec).search is None
+            else RunDir.open(options.out / spec.base().dirname)
+        )
     searcher, parts, rewards = job.sampler(), [], []
     for start in range(0, n, chunk):
         noise = Noise.of(stream(seed, "sample"), min(chunk, n - start), start, job.machine.device)
@@ -231,13 +249,15 @@ class _Run:
         """Model, reference, training reward and method, on the machine of this run."""
         import torch
 
-        from dav_bench.core import Context, MeteredReward, Meter
+        from dav_bench.core import Context, Meter, MeteredReward
 
         self.machine = Machine.choose(self.options, self.run.env.get("execution", {}))
         self.machine.apply()
         self.meter = Meter(meter)
         self.method: Method = build.build_method(self.spec)
-        self.model: Model = build.build_model(self.spec).to(self.machine.device, getattr(torch, self.machine.dtype))
+        self.model: Model = build.build_model(self.spec).to(
+            self.machine.device, getattr(torch, self.machine.dtype)
+        )
         self.model.attach(self.meter, self.machine.micro_batch)
         self.model.network.eval()
         self.reference = self.model.reference()
@@ -255,7 +275,10 @@ class _Run:
                 self.run.write_env(env)
             rounds = self.method.training.rounds if self.trains and self.method.training else 0
             done = last[0] if last else 0
-            emit(RunStarted(self.spec, self.run.path, self.spec.label, env, rounds, done), self.options.listeners)
+            emit(
+                RunStarted(self.spec, self.run.path, self.spec.label, env, rounds, done),
+                self.options.listeners,
+            )
             self.run.event("run_started", resumed=done)
             if self.trains:
                 self._train(last)
@@ -311,7 +334,9 @@ class _Run:
         """Put the final weights of a run into the model."""
         weights, own = run.load_weights(), self.model.trainable()
         if set(weights) != set(own):
-            raise DavBenchError(f"{run.path} holds weights of another network.", fix="repeat its run with --fresh")
+            raise DavBenchError(
+                f"{run.path} holds weights of another network.", fix="repeat its run with --fresh"
+            )
         for name, parameter in own.items():
             parameter.data.copy_(weights[name])
 
@@ -333,7 +358,9 @@ class _Run:
                 noise = self._noise(stream(self.spec.seed, "search", r), plan.samples)
                 batch = self.method.search(self.ctx, noise)
             with self.meter.phase("fit"):
-                stats = fit(loss, self.ctx, batch, opt, plan, self._noise(stream(self.spec.seed, "fit", r), 1))
+                stats = fit(
+                    loss, self.ctx, batch, opt, plan, self._noise(stream(self.spec.seed, "fit", r), 1)
+                )
             stats |= batch.stats | self._progress(batch) | {"seconds": time.monotonic() - began}
             rows = self._rows(r, "train", {k: (v, plan.samples) for k, v in stats.items()})
             every = int(self.spec.eval.get("every", 0))
@@ -345,9 +372,9 @@ class _Run:
             median = stats["reward"]
             ended = self._spent() or (plan.stop_reward is not None and median >= plan.stop_reward)
             self._save(r, opt, ended)
-            event = RoundFinished(self.spec, r, plan.rounds, {f"train/{k}": float(v) for k, v in stats.items()},
-                                  self.meter.state(), int(self.meter.cost()), time.monotonic() - self.start)  # fmt: skip
-            emit(event, self.options.listeners)
+            shown = {f"train/{k}": float(v) for k, v in stats.items()}
+            spent = (self.meter.state(), int(self.meter.cost()), time.monotonic() - self.start)
+            emit(RoundFinished(self.spec, r, plan.rounds, shown, *spent), self.options.listeners)
             self.run.event("round_finished", round=r, **{k: float(v) for k, v in stats.items()})
 
     def _spent(self) -> bool:
@@ -387,7 +414,9 @@ class _Run:
         self.run.save_checkpoint(r, tensors, {"meter": self.meter.state(), "steps": steps, "ended": ended})
         self.run.update(meter=self.meter.state())
 
-    def _restore(self, opt: torch.optim.Optimizer, last: tuple[int, dict[str, torch.Tensor], dict[str, Any]]) -> int:
+    def _restore(
+        self, opt: torch.optim.Optimizer, last: tuple[int, dict[str, torch.Tensor], dict[str, Any]]
+    ) -> int:
         import torch
 
         r, tensors, scalars = last
@@ -419,7 +448,10 @@ class _Run:
         if not final_metrics(self.run):  # else a kill came after this line; they are the same numbers
             self.run.append_metrics(self._rows(done, "final", metrics))
         table = self.run.samples()
-        emit(SamplesReady(self.spec, self.run.path, table, lambda i: table.row(i, named=True)), self.options.listeners)
+        emit(
+            SamplesReady(self.spec, self.run.path, table, lambda i: table.row(i, named=True)),
+            self.options.listeners,
+        )
 
     def samples(self, batch: Batch) -> Any:
         """Decoded samples on the CPU."""
@@ -444,14 +476,20 @@ class _Run:
         samples = self.samples(batch)
         n = len(samples)
         rewards: dict[str, Any] = {"train": batch.reward.detach().cpu().double().numpy()}
-        columns: dict[str, Any] = {"index": np.arange(n), "noise_seed": self._eval_noise(n).keys.cpu().numpy()}
+        columns: dict[str, Any] = {
+            "index": np.arange(n),
+            "noise_seed": self._eval_noise(n).keys.cpu().numpy(),
+        }
         if samples.sequences is not None:
             columns["sequence"] = samples.sequences
         with self.meter.phase("eval"), torch.no_grad():
             if self.spec.heldout and "heldout" in self.spec.rewards:
-                judge = MeteredReward(self._reward("heldout"), self.meter, self.machine.micro_batch, "heldout")
+                judge = MeteredReward(
+                    self._reward("heldout"), self.meter, self.machine.micro_batch, "heldout"
+                )
                 rewards["heldout"] = judge(samples.x.to(self.machine.device)).cpu().double().numpy()
-            metrics = {f"reward{'' if role == 'train' else '-' + role}": (float(np.median(v)), n) for role, v in rewards.items()}
+            names = {"train": "reward", "heldout": "reward-heldout"}
+            metrics = {names[role]: (float(np.median(v)), n) for role, v in rewards.items()}
             columns |= {f"reward.{role}": values for role, values in rewards.items()}
             ctx = self._metric_context(rewards)
             for role in ROLES:

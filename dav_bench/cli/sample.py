@@ -17,13 +17,18 @@ def sample(
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many samples.")] = 100,
     search: Annotated[str, typer.Option(help="Searcher applied at test time, such as tree or best-of.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="designs.fasta, .csv or .parquet")] = Path("designs.fasta"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="designs.fasta, .csv or .parquet")] = Path(
+        "designs.fasta"
+    ),
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Draw more samples from a finished run and write them with their training reward, best first."""
     if out.suffix.lower() not in FORMS:
-        raise DavBenchError(f"'{out}' has no form that sequences are written in.", fix=f"--out designs{FORMS[0]}  (or {', '.join(FORMS[2:])})")
+        raise DavBenchError(
+            f"'{out}' has no form that sequences are written in.",
+            fix=f"--out designs{FORMS[0]}  (or {', '.join(FORMS[2:])})",
+        )
     if not out.parent.is_dir():
         raise DavBenchError(f"the folder of '{out}' does not exist.", fix=f"mkdir -p {out.parent}")
     from dav_bench.build import search_settings
@@ -36,14 +41,21 @@ def sample(
     settings = search_settings(search, spec.params) if search else None
     samples, reward = draw(found, n, Options(out=results, device=device), settings, seed,
                            lambda line: typer.echo(line, err=True))  # fmt: skip
-    write(out, samples.sequences, reward, f"{spec.task} {spec.label}{'+' + search if search else ''} {found.path.name}")
+    write(
+        out,
+        samples.sequences,
+        reward,
+        f"{spec.task} {spec.label}{'+' + search if search else ''} {found.path.name}",
+    )
     typer.echo(f"wrote {n} samples to {out} (median training reward {sorted(reward)[n // 2]:.3f})")
 
 
 def write(path: Path, sequences: list[str] | None, reward: Any, title: str) -> None:
     """Sequences and rewards, best first, atomically."""
     if sequences is None:
-        raise DavBenchError("these samples are no sequences.", fix="--out designs.parquet is for sequences only")
+        raise DavBenchError(
+            "these samples are no sequences.", fix="--out designs.parquet is for sequences only"
+        )
     import polars as pl
 
     from dav_bench.files import replacing

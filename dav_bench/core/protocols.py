@@ -111,7 +111,8 @@ class Batch:
 class Searcher(Protocol):
     """E-step: finds trajectories.  `requires` names the capabilities it uses."""
 
-    requires: frozenset[str]
+    @property
+    def requires(self) -> frozenset[str]: ...
 
     def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch: ...
 
@@ -119,7 +120,8 @@ class Searcher(Protocol):
 class Loss(Protocol):
     """M-step: (b,) values for some items of a batch, whose mean is minimised."""
 
-    requires: frozenset[str]
+    @property
+    def requires(self) -> frozenset[str]: ...
 
     def active(self, batch: Batch) -> Tensor:
         """(items,) False where the loss and its gradient are 0, so that the row need not be computed."""
