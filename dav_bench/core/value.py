@@ -75,7 +75,9 @@ class PosteriorMean:
             state = x[c].detach().requires_grad_(True)
             part = None if cond is None else cond[c]
             pred = model.predict(state, i, part)
-            value = ctx.reward(model.decode(self._relaxed(model.process.step(pred, state, i), noise[c])), part)
+            value = ctx.reward(
+                model.decode(self._relaxed(model.process.step(pred, state, i), noise[c])), part
+            )
             (g,) = torch.autograd.grad(value.sum(), state)
             grads.append(g)
             preds.append(pred.detach())
@@ -91,9 +93,14 @@ class ExactValue:
 
     value: Callable[[Tensor, int], Tensor]
     """(states, i) -> (B,), differentiable in the states for guidance."""
+    by_state: bool = False
+    """Whether the index adds nothing to the state, as where one token is revealed in each step."""
 
     uses_prediction = False
-    by_state = grad_by_state = False  # the index counts
+
+    @property
+    def grad_by_state(self) -> bool:
+        return self.by_state
 
     def __call__(
         self, ctx: Context, model: Model, x: Tensor, i: int, pred: Tensor | None, noise: Noise,

@@ -50,7 +50,7 @@ def weights(steps: int, weight: str) -> torch.Tensor:
     model = Model(Unit(), MaskedProcess(1, 2, steps), "sequence")
     mask = F.one_hot(torch.tensor([[2]]), 3).double().expand(steps, 1, 3)
     first = F.one_hot(torch.tensor([[0]]), 3).double().expand(steps, 1, 3)
-    item = Item(mask, mask, torch.arange(steps, 0, -1), first, first)
+    item = Item(x=mask, x_next=mask, i=torch.arange(steps, 0, -1), lookahead=first, mean=None, final=first)
     return MaximumLikelihood(target="lookahead", weight=weight)(context(model, None), item)
 
 

@@ -63,9 +63,12 @@ class MixtureNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """(B, 1) clean predictions of states (B, 1) at times t = i / T."""
-        logw, means, _ = self.posterior(x, (t * (len(self.shares) - 1)).round().long())
-        mean = (logw.exp() * means).sum(-1, keepdim=True)
-        return mean + self.residual(torch.cat([x, t[:, None], mean], -1))
+        logw, means, var = self.posterior(x, (t * (len(self.shares) - 1)).round().long())
+        w = logw.exp()
+        mean = (w * means).sum(-1, keepdim=True)
+        spread = (w * (means - mean) ** 2).sum(-1, keepdim=True) + var
+        # a reward moves the mean by its slope times the variance, so the residual is in units of the variance
+        return mean + spread * self.residual(torch.cat([x, t[:, None], mean], -1))
 
     def soft_value(self, reward: QuadraticReward, alpha: float) -> Callable[[Tensor, int], Tensor]:
         """(x, i) -> (B,) α log E[exp(r(x_0) / α) | x_i] by Gaussian integrals."""
