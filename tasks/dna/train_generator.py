@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ class Recipe:
     """Key of `NETWORKS`."""
     config: dict[str, Any] = field(default_factory=dict)
     """Arguments of the network."""
-    steps: int = 6000
+    steps: int = 10_000
     """Updates."""
     batch: int = 128
     """Elements in a batch, each with one draw of masks."""
@@ -50,7 +51,7 @@ class Recipe:
 
 
 RECIPES = {
-    "generator-fast": Recipe(config={"width": 128, "hidden": 128, "kernel": 5, "patch": 4}),
+    "generator-fast": Recipe(config={"width": 96, "kernel": 7, "dilations": (1, 2, 4, 1), "patch": 2}),
 }
 
 
@@ -97,39 +98,51 @@ def batches(index: Tensor, size: int) -> Iterator[Tensor]:
         yield from index[torch.randperm(len(index))][: len(index) // size * size].split(size)
 
 
-def train(name: str, recipe: Recipe, data: Elements, every: int, half: bool = False) -> None:
-    """Train and write weights/<name>.safetensors whenever chromosome 2 likes the average better."""
+def train(name: str, recipe: Recipe, data: Elements, every: int, minutes: float = math.inf) -> None:
+    """Train and write weights/<name>.safetensors whenever chromosome 2 likes the average better.
+
+    Args:
+        name: stem of the file.
+        recipe: how to train.
+        data: all elements.
+        every: updates between looks at chromosome 2.
+        minutes: a slow machine ends the schedule of the learning rate after this time, in fewer updates.
+    """
     torch.manual_seed(recipe.seed)
     net = NETWORKS[recipe.network](**recipe.config)
     kept, best, clock = copy.deepcopy(net), math.inf, Clock()
     print(f"{name}: {sum(p.numel() for p in net.parameters())} parameters {recipe}", flush=True)
     optimizer = torch.optim.AdamW(net.parameters(), recipe.lr, weight_decay=recipe.decay, betas=(0.9, 0.98))
     rows, spent = batches(data.train.nonzero()[:, 0], recipe.batch), 0.0
-    held, running = data.x[data.on(VALIDATION)], 0.0
-    for step in range(1, recipe.steps + 1):
-        rate = min(1.0, step / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    held, running = data.x[data.on(VALIDATION)], list[float]()
+    step, done = 0, 0.0
+    while done < 1:
+        step += 1
+        done = max(step / recipe.steps, clock() / 60 / minutes)
+        rate = min(1.0, step / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         for group in optimizer.param_groups:
             group["lr"] = rate * recipe.lr
         x = either_strand(data.x[next(rows)])
         net.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", torch.bfloat16):
             value = loss(net, x, spread(len(x), x.shape[1])).mean()
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         average(kept, net, min(recipe.average, (1 + step) / (10 + step)))
-        running += value.item() / math.log(2)
-        if step % every == 0 or step == recipe.steps:
+        running.append(value.item() / math.log(2))
+        if step % every == 0 or done >= 1:
             spent = clock()
             now, error = bound(kept.eval(), held, draws=4)
-            print(f"step {step:6d}  {spent:5.0f} s  train {running / every:.4f}  "
+            print(f"step {step:6d}  {spent:5.0f} s  train {sum(running) / len(running):.4f}  "
                   f"chr2 {now:.4f} +- {error:.4f}", flush=True)  # fmt: skip
-            running = 0.0
+            running = []
             if now < best:
                 best = now
                 meta = {"network": recipe.network, "config": json.dumps(recipe.config),
-                        "recipe": json.dumps(asdict(recipe)), "step": str(step), "seconds": f"{spent:.0f}"}  # fmt: skip
+                        "recipe": json.dumps(asdict(recipe)), "step": str(step), "seconds": f"{spent:.0f}",
+                        "cpu_seconds": f"{time.process_time():.0f}"}  # fmt: skip
                 save(kept, name, meta)
 
 
@@ -145,10 +158,10 @@ def main() -> None:
     parser.add_argument("name", choices=list(RECIPES), nargs="?", default="generator-fast")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every", type=int, default=500, help="updates between looks at chromosome 2")
-    parser.add_argument("--bf16", action="store_true", help="autocast in training")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end the schedule by then")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.name, RECIPES[args.name], Elements(), args.every, args.bf16)
+    train(args.name, RECIPES[args.name], Elements(), args.every, args.minutes)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Recipe:
 
 
 RECIPES = {
-    "specificity": Recipe("pooled-conv", parity=0, seed=1),
+    "specificity": Recipe("pooled-conv", parity=0, seed=1, config={"widths": (64, 64, 96), "pools": (4, 2, 1)}),
     "specificity-heldout": Recipe("dilated-attention", parity=1, seed=2),
 }
 

@@ -21,7 +21,7 @@ def corrupted(x0: torch.Tensor, share: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_logits_have_one_row_per_base(patch: int) -> None:
-    net = ConvDenoiser(width=8, hidden=8, kernel=3, dilations=(1, 2), patch=patch)
+    net = ConvDenoiser(width=8, kernel=3, dilations=(1, 2), patch=patch)
     x = F.one_hot(torch.randint(0, 5, (3, 40)), 5).float()
     assert net(x, torch.zeros(3)).shape == (3, 40, 4)
     assert not net.time_input
@@ -30,7 +30,7 @@ def test_logits_have_one_row_per_base(patch: int) -> None:
 def test_a_patch_predicts_its_own_positions() -> None:
     """Without neighbours (kernel 1) and without the mean over positions, only a patch's own bases matter."""
     torch.manual_seed(0)
-    net = ConvDenoiser(width=8, hidden=8, kernel=1, dilations=(1,), patch=4)
+    net = ConvDenoiser(width=8, kernel=1, dilations=(1,), patch=4)
     net.blocks = torch.nn.Sequential()
     net.norm = torch.nn.Identity()
     x = F.one_hot(torch.randint(0, 4, (1, 40)), 5).float()

@@ -26,39 +26,40 @@ DEFAULT = "generator-fast"
 class Block(nn.Module):
     """Residual dilated convolution whose hidden units also see the mean over all positions.
 
-    Args:
-        width: channels in and out.
-        hidden: channels after the convolution.
-        kernel: width of the filters, odd.
-        dilation: spacing of the filters' taps.
-        dropout: share of hidden channels dropped in training.
-    """
-
-    def __init__(self, width: int, hidden: int, kernel: int, dilation: int, dropout: float = 0.0):
-        super().__init__()
-        self.norm = nn.GroupNorm(1, width)
-        self.conv = nn.Conv1d(width, hidden, kernel, padding=dilation * (kernel // 2), dilation=dilation)
-        self.whole = nn.Linear(width, hidden)
-        self.drop = nn.Dropout1d(dropout)
-        self.mix = nn.Conv1d(hidden, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width, P) -> (B, width, P)."""
-        h = self.norm(x)
-        h = self.conv(h) + self.whole(h.mean(2))[..., None]
-        return x + self.mix(self.drop(F.relu(h)))
-
-
-class ConvDenoiser(nn.Module):
-    """Convolutional denoiser working on patches of neighbouring bases, which halves its cost per parameter.
+    The convolution is two-dimensional with one row and keeps channels last: on a CPU that runs at almost twice the
+    speed of `Conv1d`.
 
     Args:
         width: channels.
-        hidden: channels inside a block.
-        kernel: width of the filters, odd, in patches.
+        kernel: width of the filters, odd.
+        dilation: spacing of the filters' taps.
+    """
+
+    def __init__(self, width: int, kernel: int, dilation: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv2d(
+            width, width, (1, kernel), padding=(0, dilation * (kernel // 2)), dilation=(1, dilation)
+        )
+        self.whole = nn.Linear(width, width)
+        self.mix = nn.Linear(width, width)
+        self.conv.weight.data = self.conv.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, width) -> (B, P, width)."""
+        h = self.norm(x)
+        local = self.conv(h.transpose(1, 2)[:, :, None])[:, :, 0].transpose(1, 2)
+        return x + self.mix(F.relu(local + self.whole(h.mean(1, keepdim=True))))
+
+
+class ConvDenoiser(nn.Module):
+    """Convolutional denoiser that works on patches of neighbouring bases, which divides its cost per parameter.
+
+    Args:
+        width: channels.
+        kernel: width of the filters in patches, odd.
         dilations: one residual block each.
         patch: bases read and written together; divides the length.
-        dropout: share of hidden channels dropped in training.
         vocab: number of bases, without the mask.
     """
 
@@ -67,26 +68,23 @@ class ConvDenoiser(nn.Module):
     def __init__(
         self,
         width: int = 96,
-        hidden: int = 96,
         kernel: int = 7,
         dilations: tuple[int, ...] = (1, 2, 4, 1),
         patch: int = 2,
-        dropout: float = 0.0,
         vocab: int = len(BASES),
     ):
         super().__init__()
         self.patch, self.vocab = patch, vocab
         self.embed = nn.Linear(patch * (vocab + 1), width, bias=False)
-        self.blocks = nn.Sequential(*(Block(width, hidden, kernel, d, dropout) for d in dilations))
-        self.norm = nn.GroupNorm(1, width)
-        self.out = nn.Conv1d(width, patch * vocab, 1)
+        self.blocks = nn.Sequential(*(Block(width, kernel, d) for d in dilations))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, patch * vocab)
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """States (B, L, V+1) -> logits (B, L, V) of the clean bases; the time t (B,) is not used."""
         b, length, _ = x.shape
-        h = self.embed(x.reshape(b, length // self.patch, -1)).transpose(1, 2)
-        h = self.out(self.norm(self.blocks(h)))
-        return h.transpose(1, 2).reshape(b, length, self.vocab)
+        h = self.embed(x.reshape(b, length // self.patch, -1))
+        return self.out(self.norm(self.blocks(h))).reshape(b, length, self.vocab)
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"conv-denoiser": ConvDenoiser}

@@ -24,7 +24,12 @@ def _conv(channels: int, out: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
     conv = nn.Conv2d(
         channels, out, (1, kernel), padding=(0, dilation * (kernel // 2)), dilation=(1, dilation)
     )
-    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _channels_last(conv)
+
+
+def _channels_last(conv: nn.Conv2d) -> nn.Conv2d:
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+    return conv
 
 
 class PooledConv(nn.Module):
@@ -66,7 +71,7 @@ class PooledConv(nn.Module):
     def fuse(self) -> None:
         """Fold the normalisations into the convolutions, for prediction alone: the same function in less time."""
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            self.convs[i] = fuse_conv_bn_eval(conv, norm).to(memory_format=torch.channels_last)
+            self.convs[i] = _channels_last(fuse_conv_bn_eval(conv, norm))
             self.norms[i] = nn.Identity()
 
 
