@@ -173,18 +173,6 @@ def test_best_of_n_has_its_exact_law(n, mean):
     assert ((freq - law).abs() <= 4 * (law * (1 - law) / runs).sqrt()).all()
 
 
-def test_minor_mode_with_the_exact_value_and_with_posterior_means():
-    """FX1 at α = 1: the continuous limit is .039, 200 steps of 4 children give .11, posterior means far too little."""
-
-    def share(width: int, n: int, tweedie: bool = False) -> float:
-        ctx = setting("mixture", 200, dtype=torch.float32)
-        value = PosteriorMean() if tweedie else exact(ctx, 1.0)
-        return float((TreeSearch(width, 1.0, value=value)(ctx, Noise.of(0, n)).states[-1] < 0).float().mean())
-
-    assert share(4, 4096) == pytest.approx(0.11, abs=0.015)
-    assert 0.001 < share(32, 1024, tweedie=True) < 0.02
-
-
 class OfAnother:
     """The look-ahead value of another context's policy, whoever asks."""
 
