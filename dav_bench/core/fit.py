@@ -17,7 +17,9 @@ def optimizer(parameters: dict[str, torch.nn.Parameter], training: Training) -> 
     )
 
 
-def gradient(loss: Loss, ctx: Context, batch: Batch, index: Tensor, alive: Tensor, micro_batch: int | None) -> float:
+def gradient(
+    loss: Loss, ctx: Context, batch: Batch, index: Tensor, alive: Tensor, micro_batch: int | None
+) -> float:
     """Adds the gradient of the mean loss over items `index`; returns that mean.
 
     One micro-batch of graph lives at a time, each scaled by the count of the whole, so its size changes memory
@@ -47,7 +49,7 @@ def fit(
     """
     alive = loss.active(batch)
     usable = torch.arange(len(batch), device=alive.device)
-    if training.subset < 1:  # a random share of the trajectories, as the release uses by accident (dav.md E12)
+    if training.subset < 1:  # a share of the trajectories, as the release uses by accident (dav.md E12)
         samples = batch.states.shape[1]
         chosen = noise.fold(0).uniform(samples)[0].argsort()[: max(1, round(training.subset * samples))]
         usable = usable[torch.isin(usable % samples, chosen.to(usable.device))]

@@ -16,7 +16,9 @@ from .process import Process
 from .protocols import NonFinite, Reward
 from .steps import Step
 
-STEP = frozenset({"sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference"})
+STEP = frozenset(
+    {"sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference"}
+)
 
 
 def chunks(n: int, size: int | None) -> Iterator[slice]:
@@ -131,10 +133,12 @@ def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
     Rows meet by a 64-bit hash and are then compared, so a collision costs sharing, never correctness.
     """
     flat = ids.flatten(1).long()
-    weights = Noise.of(0, flat.shape[1], device=ids.device).keys  # random bits: no small combination of them is 0
+    weights = Noise.of(0, flat.shape[1], device=ids.device).keys  # random: no small combination of them is 0
     _, group = (flat * weights).sum(1).unique(return_inverse=True)
     rows = torch.arange(len(flat), device=ids.device)
-    first = torch.full((int(group.max()) + 1,), len(flat), device=ids.device).scatter_reduce(0, group, rows, "amin")
+    first = torch.full((int(group.max()) + 1,), len(flat), device=ids.device).scatter_reduce(
+        0, group, rows, "amin"
+    )
     first, order = first.sort()  # groups in the order in which they appear
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=ids.device))
     group = rank[group]
@@ -155,12 +159,15 @@ class MeteredReward:
     def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
         """(B,) float32 or better; raises NonFinite when a value is NaN or infinite."""
         parts = [
-            self.reward(sample[c], None if cond is None else cond[c]) for c in chunks(len(sample), self.micro_batch)
+            self.reward(sample[c], None if cond is None else cond[c])
+            for c in chunks(len(sample), self.micro_batch)
         ]
         value = torch.cat(parts) if len(parts) > 1 else parts[0]
         self.meter.count("reward", len(sample))
         if value.shape != (len(sample),):
-            raise ValueError(f"reward '{self.name}' returned shape {tuple(value.shape)} for {len(sample)} samples")
+            raise ValueError(
+                f"reward '{self.name}' returned shape {tuple(value.shape)} for {len(sample)} samples"
+            )
         bad = int((~value.isfinite()).sum())
         if bad:
             raise NonFinite(f"reward '{self.name}'", bad, len(sample))

@@ -39,7 +39,9 @@ class GaussianProcess:
         self.shape, self.T, self.eta, self.prediction = tuple(shape), steps, eta, prediction
         self.alphas_bar = cosine(steps) if alphas_bar is None else alphas_bar.double()
         if len(self.alphas_bar) != steps + 1:
-            raise ValueError(f"alphas_bar has {len(self.alphas_bar)} entries for {steps} steps; it needs {steps + 1}")
+            raise ValueError(
+                f"alphas_bar has {len(self.alphas_bar)} entries for {steps} steps; it needs {steps + 1}"
+            )
 
     def share(self, i: int | Tensor, x: Tensor) -> Tensor:
         """Signal share at i, (B, 1, ...) in the dtype of x."""
@@ -140,7 +142,7 @@ class MaskedProcess:
         log_probs = pred.log_softmax(-1)
         if self.order == "random":
             return SingleRevealStep.uniform(log_probs, x)
-        return MaskedStep(log_probs, 1 / self._index(i, x), x)  # not 1 / (m_i T): it rounds to more than 1 at i = 1
+        return MaskedStep(log_probs, 1 / self._index(i, x), x)  # 1 / (m_i T) rounds to more than 1 at i = 1
 
     def corrupt(self, x0: Tensor, i: int | Tensor, noise: Noise) -> Tensor:
         """(B, L, V + 1): x0, (B, L, V), with each position masked with chance m_i (`random`: exactly i of them)."""

@@ -97,20 +97,31 @@ def evaluate(
         first = group = torch.arange(len(kids), device=kids.device)
     mine = group[base:]
     wanted = torch.zeros(len(first), dtype=torch.bool, device=kids.device).index_fill_(0, mine, True)
-    part: Callable[[Tensor], Tensor | None] = lambda rows: None if cond is None else cond[first[rows]]  # noqa: E731
+    held = parents if share and parents is not None else Known(kids[:0])
     pred = preds = None
+
+    def conditions(rows: Tensor) -> Tensor | None:
+        return None if cond is None else cond[rows]
+
+    def predict(groups: Tensor) -> Tensor:
+        rows = first[groups]
+        return model.predict(pool[rows], i, conditions(rows))
+
     if i > 0 and (value is None or value.uses_prediction):
-        held = None if parents is None or not share else parents.pred
-        preds, computed = _table(held, first, base, wanted, lambda g: model.predict(pool[first[g]], i, part(g)))
+        preds, computed = _table(held.pred, first, base, wanted, predict)
         model.meter.count("shared", len(kids) - computed)
         pred = preds[mine]
     if value is None:
         return Known(kids, pred)
     if not value.by_state:
         return Known(kids, pred, value(ctx, model, kids, i, pred, noise, cond))
-    held = None if parents is None or not share else parents.value
-    ahead = lambda g: value(ctx, model, pool[first[g]], i, preds if preds is None else preds[g], noise, part(g))  # noqa: E731
-    values, computed = _table(held, first, base, wanted, ahead)
+
+    def score(groups: Tensor) -> Tensor:
+        rows = first[groups]
+        known = None if preds is None else preds[groups]
+        return value(ctx, model, pool[rows], i, known, noise, conditions(rows))
+
+    values, computed = _table(held.value, first, base, wanted, score)
     if value.uses_prediction:
         ctx.meter.count("reward_shared", len(kids) - computed)
     return Known(kids, pred, values[mine])
@@ -260,7 +271,9 @@ class TreeSearch:
         moved = (best != pick).nonzero()[:, 0]
         if len(moved):
             part = None if cond is None else cond[moved]
-            again = self._expand(ctx, model, kids.take(moved * width + best[moved]), i - 1, noise[moved], part)
+            again = self._expand(
+                ctx, model, kids.take(moved * width + best[moved]), i - 1, noise[moved], part
+            )
             grown = grown.put(moved, again)
         return best, grown
 
@@ -280,7 +293,9 @@ class TreeSearch:
                 pick, grown = self._tree_value(ctx, model, now.kids, pick, i, noise, cond)
             here = now.kids.take(torch.arange(len(x), device=x.device) * logw.shape[1] + pick)
             if i > 1 and here.pred is None and not self.guide:  # a value that needed no prediction
-                here = Known(here.x, evaluate(ctx, model, None, here.x, i - 1, noise, cond=cond).pred, here.value)
+                here = Known(
+                    here.x, evaluate(ctx, model, None, here.x, i - 1, noise, cond=cond).pred, here.value
+                )
             share.append(1 / (logw.softmax(1) ** 2).sum(1).mean() / logw.shape[1])
             states.append(process.pack(here.x))
             if self.keep:

@@ -60,7 +60,9 @@ class GaussianStep:
         live = self.std > 0
         std = torch.where(live, self.std, torch.ones_like(self.std))
         z = (x - self.mean) / std
-        return _rows(torch.where(live, -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi), torch.zeros_like(z)))
+        return _rows(
+            torch.where(live, -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi), torch.zeros_like(z))
+        )
 
     def expected_log_prob(self, mean: Tensor) -> Tensor:
         """E[log_prob(x)] over any x with this mean, (B,), up to its variance, which no parameter touches."""
@@ -226,7 +228,9 @@ class SingleRevealStep(MaskedStep):
         legal = ((fresh.sum(-1) == 1) & ((fresh * (self.masked[..., 0] <= 0)).sum(-1) == 0)) | (
             ~self._alive()[:, 0] & (fresh.sum(-1) == 0)
         )
-        token = torch.where(x[..., :-1] > 0, x[..., :-1] * self.log_probs, torch.zeros_like(self.log_probs)).sum(-1)
+        token = torch.where(
+            x[..., :-1] > 0, x[..., :-1] * self.log_probs, torch.zeros_like(self.log_probs)
+        ).sum(-1)
         value = torch.where(fresh > 0, token + self.order, torch.zeros_like(token))
         return _rows(value).masked_fill(~legal | (x[..., -1] * fresh).any(-1), -math.inf)
 
@@ -239,7 +243,9 @@ class SingleRevealStep(MaskedStep):
 
     def expected_log_prob(self, mean: Tensor) -> Tensor:
         law = self.log_probs + self.order[..., None]
-        inside = torch.where((self.masked > 0) & (mean[..., :-1] != 0), mean[..., :-1] * law, torch.zeros_like(law))
+        inside = torch.where(
+            (self.masked > 0) & (mean[..., :-1] != 0), mean[..., :-1] * law, torch.zeros_like(law)
+        )
         return _rows(inside)
 
     def kl(self, other: MaskedStep) -> Tensor:
