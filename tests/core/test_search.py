@@ -104,6 +104,19 @@ def test_guided_weights_of_a_linear_reward_are_linear():
         assert (child.mean(1, keepdim=True) - mean).abs().max() < 4 * float(process.step(x, x, i).std[0, 0]) / 4
 
 
+def test_rewards_are_centred_before_they_are_scaled():
+    """In float32 a large constant would eat the digits of reward / α; here both rewards are exact, so weights agree."""
+    world = model("random", dtype=torch.float32)
+    x, found = world.process.prior(Noise.of(0, 6)), []
+    for shift in (0.0, 2.0**14):
+        ctx = context(world, lambda s, cond=None, shift=shift: s[..., 3].sum(-1) + shift)
+        with torch.no_grad():
+            parents = evaluate(ctx, world, None, x, 3, Noise.of(0, 6))
+            found.append(TreeSearch(8, 0.003)._expand(ctx, world, parents, 3, Noise.of(1, 6), None).logw)
+    assert found[0].any()
+    assert torch.equal(*found)
+
+
 def test_mean_of_the_weights_divides_by_dimensions():
     """E2: the release averages log-probabilities over dimensions; for tokens these are positions."""
     for kind, size in (("parallel", 3), ("mixture", 1)):
