@@ -11,8 +11,8 @@ from dav_bench.core import (
     GaussianProcess,
     MaskedProcess,
     MaximumLikelihood,
-    MeteredReward,
     Meter,
+    MeteredReward,
     Model,
     Noise,
     TreeSearch,
@@ -73,7 +73,9 @@ def gradients(ctx: Context, target: str, seed: int, n: int, guide: bool = False)
     )
     parameters = list(ctx.policy.trainable().values())
     each = loss.view(batch.steps, n).sum(0)
-    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(e, parameters, retain_graph=True)]) for e in each]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(e, parameters, retain_graph=True)]) for e in each
+    ]
     return torch.stack(rows)
 
 
