@@ -49,7 +49,7 @@ def main() -> None:
         return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="{colour}"{rest}/>'
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" font-family="sans-serif" font-size="14">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" font-family="sans-serif">',
         "<title>Held-out reward of the samples of each row</title>",
         f'<rect width="{WIDTH}" height="{tall}" fill="#ffffff"/>',
         text(LEFT, 20, "held-out HepG2 specificity (log-odds) of all evaluation samples", "#333"),
