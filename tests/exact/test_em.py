@@ -122,24 +122,3 @@ def test_a_sampled_round_raises_the_elbo(target):
     after = elbo(log_eta, log_p, r, alpha)
     assert log_z < best - 0.05 < after < best
     assert e_step(log_p, r, alpha)[1] >= after
-
-
-@pytest.mark.parametrize("kind", ["parallel", "random"])
-def test_mean_target_has_the_expected_gradient_of_the_transition(kind):
-    """Same expectation, less noise: gradients from many trajectories agree, and the mean's vary less."""
-    n, groups = 20_000, 20
-    ctx = setting(kind, steps=3, untrained=False)
-    value = ExactValue(ctx.policy.network.soft_value(ctx.reward.reward, 0.5), by_state=True)
-    batch = TreeSearch(16, 0.5, value=value, keep="mean")(ctx, Noise.of(0, n))
-    weight = ctx.policy.network.residual[-1].bias
-    found = {}
-    for target in ("transition", "mean"):
-        grads = []
-        for part in torch.arange(len(batch)).view(batch.steps, groups, -1).transpose(0, 1):
-            value_ = MaximumLikelihood(target=target)(ctx, batch.items(part.flatten(), ctx.policy.unpack)).mean()
-            grads.append(torch.autograd.grad(value_, weight)[0])
-        found[target] = torch.stack(grads)
-    step, mean = found["transition"], found["mean"]
-    error = (step - mean).std(0) / math.sqrt(groups)
-    assert ((step.mean(0) - mean.mean(0)).abs() < 4.5 * error + 0.003).all()
-    assert mean.var(0).sum() < 0.5 * step.var(0).sum()
