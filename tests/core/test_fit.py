@@ -20,7 +20,14 @@ def tuned(kind: str, micro_batch: int | None, kl: float = 0.1, **options) -> tor
     batch = search(ctx)
     ctx.policy.attach(ctx.meter, micro_batch)
     training = Training(**{"updates": 2, "minibatch": 40, "lr": 1e-3, **options})
-    fit(MaximumLikelihood(kl=kl), ctx, batch, optimizer(ctx.policy.trainable(), training), training, Noise.of(1, 1))
+    fit(
+        MaximumLikelihood(kl=kl),
+        ctx,
+        batch,
+        optimizer(ctx.policy.trainable(), training),
+        training,
+        Noise.of(1, 1),
+    )
     return torch.cat([p.detach().flatten() for p in ctx.policy.trainable().values()])
 
 
@@ -30,7 +37,9 @@ def test_micro_batch_does_not_change_the_update(kind, kl):
     whole = tuned(kind, None, kl)
     for size in (1, 7, 40, 1000):
         assert (tuned(kind, size, kl) - whole).abs().max() < 1e-9
-    assert (tuned(kind, None, kl, minibatch=20) - whole).abs().max() > 1e-6, "another minibatch is another update"
+    assert (tuned(kind, None, kl, minibatch=20) - whole).abs().max() > 1e-6, (
+        "another minibatch is another update"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +132,9 @@ def test_cost_of_a_fit_is_counted(kind):
         with ctx.meter.phase(f"fit {kl}"):
             fit(MaximumLikelihood(kl=kl), ctx, batch, opt, training, Noise.of(1, 1))
         assert ctx.meter.total("backward", f"fit {kl}") == 3 * rows
-        assert ctx.meter.total("forward", f"fit {kl}") == 3 * rows * (2 if kl else 1), "a pull adds reference rows"
+        assert ctx.meter.total("forward", f"fit {kl}") == 3 * rows * (2 if kl else 1), (
+            "a pull adds reference rows"
+        )
 
 
 def test_a_subset_takes_whole_trajectories():
@@ -162,7 +173,14 @@ def test_nan_is_an_error_that_says_what():
     with torch.no_grad():
         ctx.policy.network.residual[-1].bias.fill_(float("nan"))
     with pytest.raises(NonFinite, match="loss"):
-        fit(MaximumLikelihood(), ctx, batch, optimizer(ctx.policy.trainable(), training), training, Noise.of(1, 1))
+        fit(
+            MaximumLikelihood(),
+            ctx,
+            batch,
+            optimizer(ctx.policy.trainable(), training),
+            training,
+            Noise.of(1, 1),
+        )
 
 
 def test_a_minibatch_without_gradient_is_no_update():
@@ -171,6 +189,8 @@ def test_a_minibatch_without_gradient_is_no_update():
     still = Batch(batch.states[:1].expand(4, -1, -1).contiguous(), batch.reward)
     before = [p.clone() for p in ctx.policy.trainable().values()]
     training = Training()
-    stats = fit(MaximumLikelihood(), ctx, still, optimizer(ctx.policy.trainable(), training), training, Noise.of(1, 1))
+    stats = fit(
+        MaximumLikelihood(), ctx, still, optimizer(ctx.policy.trainable(), training), training, Noise.of(1, 1)
+    )
     assert stats["loss"] == 0
     assert all(torch.equal(a, b) for a, b in zip(before, ctx.policy.trainable().values(), strict=True))

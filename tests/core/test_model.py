@@ -30,7 +30,9 @@ def test_sequences_that_differ_in_a_few_tokens_are_told_apart_by_their_hashes():
 def test_rows_whose_hashes_collide_are_never_merged(monkeypatch):
     ids = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 1]])
     plain = torch.arange
-    monkeypatch.setattr(torch, "arange", lambda *a, **k: plain(*a, **k) * 0 if k.get("dtype") else plain(*a, **k))
+    monkeypatch.setattr(
+        torch, "arange", lambda *a, **k: plain(*a, **k) * 0 if k.get("dtype") else plain(*a, **k)
+    )
     first, group = distinct(ids)
     assert torch.equal(ids[first][group], ids)
 

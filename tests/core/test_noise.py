@@ -45,7 +45,13 @@ def test_no_key_is_twice_another(seed):
 
 def test_streams_of_different_purposes_never_coincide():
     noise = Noise.of(0, 50)
-    streams = [noise, noise.fold(1, 2), noise.fold(2, 1), *(noise.fold(tag) for tag in range(40)), noise.repeat(8)]
+    streams = [
+        noise,
+        noise.fold(1, 2),
+        noise.fold(2, 1),
+        *(noise.fold(tag) for tag in range(40)),
+        noise.repeat(8),
+    ]
     keys = torch.cat([s.keys for s in streams])
     assert len(keys.unique()) == len(keys)
     assert torch.equal(noise.fold(1).fold(2).keys, noise.fold(1, 2).keys)

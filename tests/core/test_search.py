@@ -101,7 +101,9 @@ def test_guided_weights_of_a_linear_reward_are_linear():
         c, before = process.alphas_bar[i].sqrt(), process.alphas_bar[i - 1].sqrt()
         assert torch.allclose(slope, (a / alpha * (before - c)).expand_as(slope), rtol=1e-6, atol=1e-9)
         mean = world.step(x, i).tilt(torch.full_like(x, a / alpha * float(c))).mean
-        assert (child.mean(1, keepdim=True) - mean).abs().max() < 4 * float(process.step(x, x, i).std[0, 0]) / 4
+        assert (child.mean(1, keepdim=True) - mean).abs().max() < 4 * float(
+            process.step(x, x, i).std[0, 0]
+        ) / 4
 
 
 def test_rewards_are_centred_before_they_are_scaled():

@@ -13,7 +13,12 @@ from dav_bench.core import GaussianStep, MaskedStep, Noise, SingleRevealStep
 L, V = 3, 2
 MASK = V
 EVERY = torch.tensor(list(itertools.product(range(V + 1), repeat=L)))  # (27, L) all states, the mask being V
-STATES = {"all masked": [MASK] * 3, "part masked": [0, MASK, MASK], "one masked": [1, 0, MASK], "clean": [1, 0, 1]}
+STATES = {
+    "all masked": [MASK] * 3,
+    "part masked": [0, MASK, MASK],
+    "one masked": [1, 0, MASK],
+    "clean": [1, 0, 1],
+}
 
 
 def onehot(ids) -> torch.Tensor:
@@ -69,7 +74,9 @@ def test_histogram_of_samples_is_log_prob(kind, state):
 def test_rsample_is_a_valid_draw_with_a_gradient(kind, state, tau, deviation):
     n, step = 20_000, masked_step(kind, state)
     logits = step.log_probs.clone().requires_grad_(True)
-    live = type(step)(**{**step.__dict__, "log_probs": logits.log_softmax(-1)}).take(torch.zeros(n, dtype=torch.long))
+    live = type(step)(**{**step.__dict__, "log_probs": logits.log_softmax(-1)}).take(
+        torch.zeros(n, dtype=torch.long)
+    )
     x = live.rsample(Noise.of(2, n), tau)
     hard = onehot(x.argmax(-1))
     assert torch.allclose(x.detach(), hard, atol=1e-12), "forward is one-hot"
@@ -125,7 +132,10 @@ def test_kl_is_its_sum_over_all_states(kind, state):
 
 
 def test_kl_of_the_last_step_where_all_is_revealed():
-    p, q = masked_step("parallel", "part masked", 0, reveal=1.0), masked_step("parallel", "part masked", 9, reveal=1.0)
+    p, q = (
+        masked_step("parallel", "part masked", 0, reveal=1.0),
+        masked_step("parallel", "part masked", 9, reveal=1.0),
+    )
     assert p.kl(q).isfinite().all()
     p_law, q_law = law(p), law(q)
     live = p_law > 0
@@ -178,7 +188,9 @@ def test_gaussian_tilt_is_the_exponential_tilt():
     """log q(x) − log p(x) − <g, x> is the same for all x."""
     p, g = gaussian(0), gaussian(3).mean
     q = p.tilt(g)
-    rest = torch.stack([q.log_prob(x) - p.log_prob(x) - (g * x).sum(1) for x in (gaussian(s).mean for s in range(9))])
+    rest = torch.stack(
+        [q.log_prob(x) - p.log_prob(x) - (g * x).sum(1) for x in (gaussian(s).mean for s in range(9))]
+    )
     assert (rest - rest[0]).abs().max() < 1e-12
 
 

@@ -105,7 +105,11 @@ def test_gumbel_draws_the_clean_prediction(deviation):
 def test_the_releases_gumbel_draws_noise():
     """E14: probabilities in place of logits keep a sure token with .405 only and drop a uniform one at 16 %."""
     sure = relaxed([1 - 3e-12, 1e-12, 1e-12, 1e-12], "gumbel-release")
-    assert float(sure[:, 0].mean()) == pytest.approx(math.e / (math.e + 4), abs=0.01) == pytest.approx(0.405, abs=0.01)
+    assert (
+        float(sure[:, 0].mean())
+        == pytest.approx(math.e / (math.e + 4), abs=0.01)
+        == pytest.approx(0.405, abs=0.01)
+    )
     uniform = relaxed([0.25] * 4, "gumbel-release")
     assert float((uniform.sum(-1) < 0.5).double().mean()) == pytest.approx(0.16, abs=0.01)
 

@@ -51,7 +51,9 @@ def test_many_children_with_the_exact_value_and_one_m_step_keep_the_minor_mode()
     ctx = world()
     batch = search(ctx, 64, 4096, keep="mean")
     assert minor(batch.states) == pytest.approx(0.045, abs=0.005)
-    assert tune(ctx, batch, "mean", 8192, ((1e-2, 3), (1e-3, 1))) == pytest.approx(minor(batch.states), abs=0.01)
+    assert tune(ctx, batch, "mean", 8192, ((1e-2, 3), (1e-3, 1))) == pytest.approx(
+        minor(batch.states), abs=0.01
+    )
     # the paper's own target has the same limit and more noise, so it takes larger batches
     after = tune(world(), batch, "transition", 16_384, ((2e-2, 6), (2e-3, 4)))
     assert after == pytest.approx(minor(batch.states), abs=0.01)

@@ -134,12 +134,19 @@ def test_exact_kernels_compose_to_the_target():
 
 @pytest.mark.parametrize(
     ("width", "select", "mean", "distance"),
-    [(1, "sample", 0.67, 0.37), (4, "sample", 1.20, 0.15), (32, "sample", 1.51, 0.06), (32, "argmax", 3.48, 0.80)],
+    [
+        (1, "sample", 0.67, 0.37),
+        (4, "sample", 1.20, 0.15),
+        (32, "sample", 1.51, 0.06),
+        (32, "argmax", 3.48, 0.80),
+    ],
 )
 def test_svdd_is_biased_as_it_should_be(width, select, mean, distance):
     """FX3 with exact values (methods.md 6.2): only many children with sampling reach E r = 1.58."""
     n = 8000
-    ctx = setting("random", untrained=False)  # the search runs on the reference, whatever became of the policy
+    ctx = setting(
+        "random", untrained=False
+    )  # the search runs on the reference, whatever became of the policy
     value = ExactValue(ctx.reference.network.soft_value(ctx.reward.reward, 1.0), by_state=True)
     batch = TreeSearch(width, 1.0, select=select, on="ref", value=value)(ctx, Noise.of(0, n))
     error = float(batch.reward.std()) / math.sqrt(n)

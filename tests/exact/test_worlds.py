@@ -43,7 +43,9 @@ def test_mixture_soft_value_and_posterior_are_integrals():
             state = torch.tensor([[x]], dtype=torch.float64)
             exact = alpha * float((post * (r(x0[:, None]) / alpha).exp()).sum().log())
             assert float(value(state, i)) == pytest.approx(exact, abs=1e-6)
-            assert float(world.predict(state, i).detach()) == pytest.approx(float((post * x0).sum()), abs=1e-6)
+            assert float(world.predict(state, i).detach()) == pytest.approx(
+                float((post * x0).sum()), abs=1e-6
+            )
     clean = torch.tensor([[0.3], [-2.0]], dtype=torch.float64)
     assert torch.allclose(value(clean, 0), r(clean))
 

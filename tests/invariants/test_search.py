@@ -57,7 +57,9 @@ def test_batch_order_size_and_micro_batch_change_nothing(kind, name):
 @pytest.mark.parametrize("shift", [-100.0, 1000.0])
 def test_a_constant_added_to_the_reward_changes_nothing(kind, name, shift):
     search, noise = {**SEARCHES, **OTHERS}[name], Noise.of(11, N)
-    assert torch.allclose(run(kind, search, noise, shift).double(), run(kind, search, noise).double(), atol=1e-9)
+    assert torch.allclose(
+        run(kind, search, noise, shift).double(), run(kind, search, noise).double(), atol=1e-9
+    )
 
 
 @everywhere
@@ -109,7 +111,9 @@ def test_deviation_in_float32_is_logged(kind, name, change, record_property):
     if change == "constant":
         other = run(kind, search, noise, 100.0, dtype=torch.float32)
     elif change == "size":
-        other = torch.cat([run(kind, search, noise[k : k + 50], dtype=torch.float32) for k in range(0, n, 50)], 1)
+        other = torch.cat(
+            [run(kind, search, noise[k : k + 50], dtype=torch.float32) for k in range(0, n, 50)], 1
+        )
     else:
         other = run(kind, search, noise, micro_batch=7, dtype=torch.float32)
     gap = (states.double() - other.double()).abs().flatten(2).amax(-1)
