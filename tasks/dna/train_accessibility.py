@@ -48,9 +48,9 @@ class Recipe:
 
     network: str = "pooled-conv"
     """Key of `NETWORKS`."""
-    config: dict[str, Any] = field(default_factory=lambda: {"widths": (96, 96, 96)})
+    config: dict[str, Any] = field(default_factory=lambda: {"widths": (64, 96, 96)})
     """Arguments of the network."""
-    epochs: int = 12
+    epochs: int = 8
     """Passes over elements and negatives; negatives are drawn anew in each."""
     lr: float = 3e-3
     """Peak of the one-cycle learning rate."""
