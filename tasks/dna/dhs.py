@@ -85,7 +85,7 @@ class Markov:
     The law of a base given its context is (count + weight * law one order lower) / (total + weight).
     """
 
-    def __init__(self, x: Tensor, order: int, weight: float = 16.0):
+    def __init__(self, x: Tensor, order: int, weight: float = 64.0):
         both = torch.cat([x, reverse_complement(x)])
         self.order = order
         self.laws = [torch.full((1, 4), 0.25, dtype=torch.float64)]

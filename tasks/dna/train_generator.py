@@ -52,6 +52,12 @@ class Recipe:
 
 RECIPES = {
     "generator-fast": Recipe(config={"width": 96, "kernel": 7, "dilations": (1, 2, 4, 1), "patch": 2}),
+    "generator": Recipe(
+        config={"width": 64, "kernel": 9, "dilations": (1, 1, 2, 4, 8, 1), "patch": 1},
+        steps=8000,
+        batch=64,
+        lr=2e-3,
+    ),
 }
 
 
