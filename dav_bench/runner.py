@@ -358,9 +358,9 @@ class _Run:
                 noise = self._noise(stream(self.spec.seed, "search", r), plan.samples)
                 batch = self.method.search(self.ctx, noise)
             with self.meter.phase("fit"):
-                stats = fit(
-                    loss, self.ctx, batch, opt, plan, self._noise(stream(self.spec.seed, "fit", r), 1)
-                )
+                noise = self._noise(stream(self.spec.seed, "fit", r), 1)
+                progress = ((r - 1) / plan.rounds, r / plan.rounds)
+                stats = fit(loss, self.ctx, batch, opt, plan, noise, progress)
             stats |= batch.stats | self._progress(batch) | {"seconds": time.monotonic() - began}
             rows = self._rows(r, "train", {k: (v, plan.samples) for k, v in stats.items()})
             every = int(self.spec.eval.get("every", 0))

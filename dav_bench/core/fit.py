@@ -40,10 +40,17 @@ def gradient(
 
 
 def fit(
-    loss: Loss, ctx: Context, batch: Batch, opt: torch.optim.Optimizer, training: Training, noise: Noise
+    loss: Loss,
+    ctx: Context,
+    batch: Batch,
+    opt: torch.optim.Optimizer,
+    training: Training,
+    noise: Noise,
+    progress: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, float]:
     """`training.updates` passes over the items of a batch, one optimiser step for each minibatch of them.
 
+    `progress` is the share of all training done before and after this call, which a falling learning rate follows.
     The network stays in evaluation mode: with dropout the first pass would not see the log-probabilities that the
     search sampled from, and its global random numbers would have to be saved for a resume.
     """
@@ -55,9 +62,13 @@ def fit(
         usable = usable[torch.isin(usable % samples, chosen.to(usable.device))]
     ctx.policy.network.eval()
     losses, norms = [], []
+    start, end = progress
     for update in range(training.updates):
         order = usable[noise.fold(1, update).uniform(len(usable))[0].argsort().to(usable.device)]
-        for index in order.split(training.minibatch):
+        for k, index in enumerate(parts := order.split(training.minibatch)):
+            done = start + (end - start) * (update + k / len(parts)) / training.updates
+            for group in opt.param_groups:
+                group["lr"] = training.lr * (1 - done if training.schedule == "linear" else 1)
             opt.zero_grad(set_to_none=True)
             losses.append(gradient(loss, ctx, batch, index, alive, ctx.policy.micro_batch))
             norm = torch.nn.utils.clip_grad_norm_(ctx.policy.trainable().values(), training.clip)

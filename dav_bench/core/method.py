@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from .protocols import Loss, Searcher
@@ -22,7 +22,9 @@ class Training:
     minibatch: int = 256
     """(sample, step) items of one optimiser step."""
     lr: float = 1e-4
-    """AdamW learning rate, constant."""
+    """AdamW learning rate."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Learning rate over the rounds: constant, or falling to 0, which leaves less noise in the last weights."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW moments."""
     weight_decay: float = 0.0
