@@ -112,13 +112,14 @@ class Markov:
             total -= self.laws[k + 1].flatten()[words].log2().sum(1)
         return total / x.shape[1]
 
-    def sample(self, n: int, length: int) -> Tensor:
+    def sample(self, n: int, length: int, seed: int) -> Tensor:
         """Bases (n, length) drawn from the model."""
+        g = torch.Generator().manual_seed(seed)
         x = torch.zeros(n, 0, dtype=torch.long)
         for i in range(length):
             k = min(i, self.order)
             context = self.words(x[:, i - k :], k)[:, 0] if k else torch.zeros(n, dtype=torch.long)
-            x = torch.cat([x, torch.multinomial(self.laws[k + 1][context], 1)], 1)
+            x = torch.cat([x, torch.multinomial(self.laws[k + 1][context], 1, generator=g)], 1)
         return x
 
 

@@ -70,7 +70,8 @@ def negatives(x: Tensor, markov: Markov, rng: np.random.Generator) -> tuple[Tens
     """As many negatives as elements x (B, L): shuffled ones and Markov samples, each (B/2, L)."""
     part = rng.permutation(len(x))[: len(x) // 2]
     shuffled = np.stack([dinucleotide_shuffle(row, rng) for row in x[part].numpy()])
-    return torch.from_numpy(shuffled), markov.sample(len(x) - len(part), x.shape[1])
+    seed = int(rng.integers(2**31))
+    return torch.from_numpy(shuffled), markov.sample(len(x) - len(part), x.shape[1], seed)
 
 
 @torch.inference_mode()

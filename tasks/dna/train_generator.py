@@ -52,7 +52,7 @@ class Recipe:
 
 RECIPES = {
     "generator-fast": Recipe(config={"width": 96, "kernel": 7, "dilations": (1, 2, 4, 1), "patch": 2}),
-    "generator": Recipe(
+    "generator": Recipe(  # slower and better for each element it sees; not trained to the end, not shipped
         config={"width": 64, "kernel": 9, "dilations": (1, 1, 2, 4, 8, 1), "patch": 1},
         steps=8000,
         batch=64,
