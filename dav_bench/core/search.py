@@ -131,10 +131,6 @@ def _terminal(ctx: Context, model: Model, x: Tensor, cond: Tensor | None) -> Ten
     return ctx.reward(model.decode(model.process.clean(x)), cond)
 
 
-def _pack_all(model: Model, states: list[Tensor]) -> Tensor:
-    return torch.stack([model.process.pack(x) for x in states])
-
-
 @dataclass(frozen=True)
 class Rollout:
     """Ancestral sampling from the policy: the E-step of on-policy methods and how a tuned model is evaluated."""
