@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,14 +173,11 @@ def draw(
         raise DavBenchError(
             f"run {run.path.name} is not finished ({run.status}).", fix="repeat its command: it goes on"
         )
-    job = _Run(spec, run, options)
+    job = _Run(spec, run, options, resume=False)  # another machine may draw: nothing is continued here
     job.prepare()
     if job.method.loss is not None:
-        job.load(
-            run
-            if RunSpec.from_dict(run.spec).search is None
-            else RunDir.open(options.out / spec.base().dirname)
-        )
+        searched = RunSpec.from_dict(run.spec).search is not None  # its weights are those of its base run
+        job.load(RunDir.open(options.out / spec.base().dirname) if searched else run)
     searcher, parts, rewards = job.sampler(), [], []
     for start in range(0, n, chunk):
         noise = Noise.of(stream(seed, "sample"), min(chunk, n - start), start, job.machine.device)
@@ -218,46 +214,43 @@ def final_metrics(run: RunDir) -> dict[str, float]:
     return dict(zip(rows["metric"], rows["value"], strict=True)) if rows.height else {}
 
 
-@contextmanager
-def _peak_memory(device: str) -> Iterator[Callable[[], float]]:
-    """Peak MB while inside: of the device on CUDA, else of this process (Linux resets its high-water mark)."""
+def _peak_memory(device: str) -> Callable[[], float]:
+    """Starts counting; calling it gives the peak MB since: of the device on CUDA, else of this process."""
     import resource
 
     import torch
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-        yield lambda: torch.cuda.max_memory_allocated() / 2**20
-        return
+        return lambda: torch.cuda.max_memory_allocated() / 2**20
     try:
-        Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status")
-        yield lambda: int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the high-water mark
     except OSError:
-        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status")
+    return lambda: int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 class _Run:
     """The parts of one run while it lasts."""
 
-    def __init__(self, spec: RunSpec, run: RunDir, options: Options) -> None:
+    def __init__(self, spec: RunSpec, run: RunDir, options: Options, resume: bool = True) -> None:
         self.spec, self.run, self.options = spec, run, options
         self.task: TaskSpec = find_task(spec.task)
+        self.machine = Machine.choose(options, run.env.get("execution", {}) if resume else {})
+        self.method: Method = build.build_method(spec)
         self.start = time.monotonic()
 
     def prepare(self, meter: Mapping[str, Any] | None = None) -> None:
-        """Model, reference, training reward and method, on the machine of this run."""
+        """Model, reference and training reward, on the machine of this run."""
         import torch
 
         from dav_bench.core import Context, Meter, MeteredReward
 
-        self.machine = Machine.choose(self.options, self.run.env.get("execution", {}))
         self.machine.apply()
         self.meter = Meter(meter)
-        self.method: Method = build.build_method(self.spec)
-        self.model: Model = build.build_model(self.spec).to(
-            self.machine.device, getattr(torch, self.machine.dtype)
-        )
+        dtype = getattr(torch, self.machine.dtype)
+        self.model: Model = build.build_model(self.spec).to(self.machine.device, dtype)
         self.model.attach(self.meter, self.machine.micro_batch)
         self.model.network.eval()
         self.reference = self.model.reference()
@@ -267,27 +260,23 @@ class _Run:
     def go(self) -> None:
         """Train, search or both; evaluate; save."""
         last = self.run.load_checkpoint()
+        if not self.run.env:
+            self.run.write_env(environment() | {"execution": vars(self.machine)})
+        rounds = self.method.training.rounds if self.trains and self.method.training else 0
+        done = last[0] if last else 0
+        started = RunStarted(self.spec, self.run.path, self.spec.label, self.run.env, rounds, done)
+        emit(started, self.options.listeners)
+        self.run.event("run_started", resumed=done)
+        peak = _peak_memory(self.machine.device)
         self.prepare(last[2]["meter"] if last else None)
-        with _peak_memory(self.machine.device) as peak:
-            env = self.run.env
-            if not env:
-                env = environment() | {"execution": vars(self.machine)}
-                self.run.write_env(env)
-            rounds = self.method.training.rounds if self.trains and self.method.training else 0
-            done = last[0] if last else 0
-            emit(
-                RunStarted(self.spec, self.run.path, self.spec.label, env, rounds, done),
-                self.options.listeners,
-            )
-            self.run.event("run_started", resumed=done)
-            if self.trains:
-                self._train(last)
-            elif self.spec.search:
-                self._tuned()
-            self._evaluate(self.sampler())
-            if self.trains:
-                self.run.save_weights({k: v.detach().cpu() for k, v in self.model.trainable().items()})
-            self.run.update(meter=self.meter.state(), peak_mb=round(peak(), 1))
+        if self.trains:
+            self._train(last)
+        elif self.spec.search:
+            self._tuned()
+        self._evaluate(self.sampler())
+        if self.trains:
+            self.run.save_weights({k: v.detach().cpu() for k, v in self.model.trainable().items()})
+        self.run.update(meter=self.meter.state(), peak_mb=round(peak(), 1))
 
     def sampler(self) -> Any:
         """How this run's samples are drawn: test-time search, the method's own search, or the tuned model."""
