@@ -1,4 +1,4 @@
-"""Where files shipped with a task lie, and how its weights are read.
+"""How the weights in a task's folder are found and read.
 
 Weights are safetensors in fp16 with the network's name and configuration as metadata; they are computed with in fp32.
 """
@@ -13,29 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dav_bench.errors import DavBenchError, ExitCode
-
-PACKAGE = Path(__file__).resolve().parents[1]
-SHIPPED = (PACKAGE / "_tasks", PACKAGE.parent / "tasks")
-"""Task folders inside an installed wheel, then those of a clone."""
-
-
-def asset(relpath: str, task: str = "dna") -> Path:
-    """A file shipped in the folder of a task."""
-    for folder in SHIPPED:
-        if (folder / task / relpath).is_file():
-            return folder / task / relpath
-    raise DavBenchError(
-        f"{relpath} of task {task!r} was not found",
-        "looked in " + " and ".join(str(folder / task) for folder in SHIPPED),
-        "reinstall dav-bench, or run from a complete clone",
-        code=ExitCode.MISSING,
-    )
+from dav_bench.tasks import asset
 
 
 def find(name: str | Path, task: str = "dna") -> Path:
     """A weights file given by its path, or by the stem of one in the task's folder `weights`."""
-    return Path(name) if Path(name).is_file() else asset(f"weights/{name}.safetensors", task)
+    return Path(name) if Path(name).is_file() else asset(task, f"weights/{name}.safetensors")
 
 
 def load(name: str | Path, task: str = "dna") -> tuple[dict[str, Tensor], dict[str, Any]]:

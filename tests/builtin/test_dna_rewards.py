@@ -19,7 +19,7 @@ from dav_bench.builtin.rewards.dna import (
     build_specificity,
     specificity,
 )
-from dav_bench.builtin.weights import asset
+from dav_bench.tasks import asset
 
 BUILDERS = {"reward": build_specificity, "heldout": build_heldout, "accessibility": build_accessibility}
 
@@ -99,7 +99,7 @@ def test_accessibility_tells_elements_from_junk() -> None:
 @pytest.mark.parametrize(("name", "role"), [("reward", "train"), ("heldout", "heldout")])
 def test_shipped_rewards_reproduce_the_recorded_scale(name: str, role: str) -> None:
     """scales.json was written from these weights: their quantiles on the HepG2 elements of chromosome 2."""
-    recorded = json.loads(asset("scales.json").read_text(encoding="utf-8"))[role]
+    recorded = json.loads(asset("dna", "scales.json").read_text(encoding="utf-8"))[role]
     values = torch.cat([BUILDERS[name]()(part) for part in real("validation").split(256)])
     for key, q in (("q10", 0.1), ("median", 0.5), ("q90", 0.9)):
         assert values.quantile(q).item() == pytest.approx(recorded[key], abs=0.005)

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dav_bench.builtin.weights import asset, load
+from dav_bench.builtin.weights import load
 from dav_bench.core.model import Model
 from dav_bench.core.process import MaskedProcess
+from dav_bench.tasks import asset
 
 BASES, LENGTH = "ACGT", 200
 DEFAULT = "generator-fast"
@@ -105,7 +106,7 @@ def real(split: str, cell: str = "HepG2") -> Tensor:
         split: "test" (chromosome 1), "validation" (chromosome 2) or "train" (the rest).
         cell: GM12878, HepG2, K562 or hESCT0.
     """
-    with np.load(asset("dhs_200bp.npz")) as d:
+    with np.load(asset("dna", "dhs_200bp.npz")) as d:
         chrom = d["chrom"]
         rows = {"test": chrom == 1, "validation": chrom == 2, "train": chrom > 2}[split]
         names = [str(name).partition("_")[0] for name in d["cells"]]
