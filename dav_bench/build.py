@@ -35,14 +35,12 @@ def build_reward(spec: RunSpec, role: str) -> Reward:
 def build_method(spec: RunSpec) -> Method:
     """The method of a run; a pair made on the command line carries its two parts in `params`."""
     if "searcher" in spec.params and "trainer" in spec.params:
-        from dav_bench.builtin.parts import pair
         from dav_bench.config import make
-        from dav_bench.core.method import Training
+        from dav_bench.core.method import Method, Training
 
         schedule = make(Training, spec.params.get("training", {}), "training")
-        return pair(
-            _part("searchers", spec.params["searcher"]), _part("trainers", spec.params["trainer"]), schedule
-        )
+        searcher, trainer = _part("searchers", spec.params["searcher"]), _part("trainers", spec.params["trainer"])
+        return Method(searcher, trainer, schedule)
     return catalog().get("methods", spec.method).build(spec.params)
 
 
@@ -55,13 +53,10 @@ def build_search(spec: RunSpec) -> Searcher:
 
 def search_settings(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """A searcher for test time as `RunSpec.search` holds it: what it shares with a method is as the method has it."""
-    from dav_bench.config import settings_of
     from dav_bench.spec import plain
 
     entry = catalog().get("searchers", name)
-    held = params["searcher"]["params"] if "searcher" in params else params
-    fields = settings_of(entry.config) if entry.config else {}
-    config = entry.settings({k: v for k, v in held.items() if k in fields})
+    config = entry.settings(entry.shared(params))
     return {"name": name, "params": plain(config) if config is not None else {}}
 
 

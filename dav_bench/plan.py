@@ -278,10 +278,7 @@ class _Composer:
         if name is None:
             return None
         searcher = self.catalog.get("searchers", name)
-        fields = settings_of(searcher.config) if searcher.config else {}
-        held = params["searcher"]["params"] if "searcher" in params else params
-        same = {k: v for k, v in held.items() if k in fields}
-        layers = [Layer(entry.name, {"search": same}), *self.layers]
+        layers = [Layer(entry.name, {"search": searcher.shared(params)}), *self.layers]
         found = resolve(searcher.config, layers, ["search"], self.domain)
         return {"name": name, "params": self._note(found, "search")}
 

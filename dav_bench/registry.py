@@ -92,6 +92,14 @@ class Entry:
             return None
         return make(self.config, params or {}, f"{self.kind[:-1]} {self.name!r}")
 
+    def shared(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What a searcher takes over from a method's settings: the fields that both have."""
+        from dav_bench.config import settings_of
+
+        held = params["searcher"]["params"] if "searcher" in params else params
+        fields = settings_of(self.config) if self.config else {}
+        return {key: value for key, value in held.items() if key in fields}
+
     def build(self, params: Mapping[str, Any] | None = None, *args: Any) -> Any:
         """Build the component: `target(config, *args)`, or `target(*args)` where it takes no config."""
         config = self.settings(params)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from dav_bench.tasks import ROLES, TaskSpec, find_task
 if TYPE_CHECKING:
     import torch
 
-    from dav_bench.core import Batch, Context, Method, Model, Noise
+    from dav_bench.core import Batch, Context, MeteredReward, Method, Model, Noise
 
 TRAIN_PHASES = ("search", "fit")
 """Phases whose cost is training; `sample` is what a sample costs and `eval` what measuring costs."""
@@ -167,8 +168,8 @@ def draw(
 
     from dav_bench.core import Noise
 
-    spec = RunSpec.from_dict(run.spec)
-    spec = replace(spec, search=search) if search else spec
+    made = RunSpec.from_dict(run.spec)
+    spec = replace(made, search=search) if search else made
     if run.status != "done":
         raise DavBenchError(
             f"run {run.path.name} is not finished ({run.status}).", fix="repeat its command: it goes on"
@@ -176,8 +177,8 @@ def draw(
     job = _Run(spec, run, options, resume=False)  # another machine may draw: nothing is continued here
     job.prepare()
     if job.method.loss is not None:
-        searched = RunSpec.from_dict(run.spec).search is not None  # its weights are those of its base run
-        job.load(RunDir.open(options.out / spec.base().dirname) if searched else run)
+        base = options.out / made.base().dirname  # a search holds no weights: its base run does
+        job.load(RunDir.open(base) if made.search else run)
     searcher, parts, rewards = job.sampler(), [], []
     for start in range(0, n, chunk):
         noise = Noise.of(stream(seed, "sample"), min(chunk, n - start), start, job.machine.device)
@@ -245,7 +246,7 @@ class _Run:
         """Model, reference and training reward, on the machine of this run."""
         import torch
 
-        from dav_bench.core import Context, Meter, MeteredReward
+        from dav_bench.core import Context, Meter
 
         self.machine.apply()
         self.meter = Meter(meter)
@@ -254,8 +255,7 @@ class _Run:
         self.model.attach(self.meter, self.machine.micro_batch)
         self.model.network.eval()
         self.reference = self.model.reference()
-        reward = MeteredReward(self._reward("train"), self.meter, self.machine.micro_batch, "train")
-        self.ctx: Context = Context(self.model, self.reference, reward, self.meter)
+        self.ctx: Context = Context(self.model, self.reference, self._reward("train"), self.meter)
 
     def go(self) -> None:
         """Train, search or both; evaluate; save."""
@@ -290,14 +290,21 @@ class _Run:
     def trains(self) -> bool:
         return self.method.loss is not None and self.spec.search is None
 
-    def _reward(self, role: str) -> Any:
+    @cached_property
+    def _judge(self) -> MeteredReward:
+        """The held-out reward, loaded when samples are first judged."""
+        return self._reward("heldout")
+
+    def _reward(self, role: str) -> MeteredReward:
         import torch
+
+        from dav_bench.core import MeteredReward
 
         reward = build.build_reward(self.spec, role)
         if isinstance(reward, torch.nn.Module):
             reward = reward.to(self.machine.device).eval().requires_grad_(False)
             reward = reward.double() if self.machine.dtype == "float64" else reward
-        return reward
+        return MeteredReward(reward, self.meter, self.machine.micro_batch, role)
 
     def _noise(self, seed: int, n: int) -> Noise:
         from dav_bench.core import Noise
@@ -354,9 +361,7 @@ class _Run:
             rows = self._rows(r, "train", {k: (v, plan.samples) for k, v in stats.items()})
             every = int(self.spec.eval.get("every", 0))
             if every and r % every == 0 and r < plan.rounds:
-                from dav_bench.core import Rollout
-
-                rows += self._rows(r, "eval", self._measure(self._draw(Rollout(keep=False), "eval"))[0])
+                rows += self._rows(r, "eval", self._measure(self._draw(self.sampler(), "eval"))[0])
             self.run.append_metrics(rows)
             median = stats["reward"]
             ended = self._spent() or (plan.stop_reward is not None and median >= plan.stop_reward)
@@ -371,13 +376,7 @@ class _Run:
         limit = self.spec.budget.get("train")
         if not isinstance(limit, int | float):
             return False
-        unit = self.spec.budget.get("unit", "cost")
-        spent = {
-            "cost": self.meter.cost(*TRAIN_PHASES),
-            "reward": self.meter.total("reward", *TRAIN_PHASES),
-            "seconds": self.meter.total("seconds", *TRAIN_PHASES),
-        }
-        return bool(spent[unit] >= limit)
+        return bool(self.meter.cost(*TRAIN_PHASES) >= limit)
 
     def _progress(self, batch: Batch) -> dict[str, float]:
         """Reward and diversity of what the search found, for curves and the progress line."""
@@ -460,8 +459,6 @@ class _Run:
         import numpy as np
         import torch
 
-        from dav_bench.core import MeteredReward
-
         samples = self.samples(batch)
         n = len(samples)
         rewards: dict[str, Any] = {"train": batch.reward.detach().cpu().double().numpy()}
@@ -473,19 +470,16 @@ class _Run:
             columns["sequence"] = samples.sequences
         with self.meter.phase("eval"), torch.no_grad():
             if self.spec.heldout and "heldout" in self.spec.rewards:
-                judge = MeteredReward(
-                    self._reward("heldout"), self.meter, self.machine.micro_batch, "heldout"
-                )
-                rewards["heldout"] = judge(samples.x.to(self.machine.device)).cpu().double().numpy()
+                rewards["heldout"] = self._judge(samples.x.to(self.machine.device)).cpu().double().numpy()
             names = {"train": "reward", "heldout": "reward-heldout"}
             metrics = {names[role]: (float(np.median(v)), n) for role, v in rewards.items()}
             columns |= {f"reward.{role}": values for role, values in rewards.items()}
             ctx = self._metric_context(rewards)
             for role in ROLES:
                 for name in self.task.metrics[role]:
-                    if name in metrics or catalog().find("metrics", name) is None:
+                    entry = catalog().find("metrics", name)
+                    if name in metrics or entry is None:  # a reward, or the gap that boards derive
                         continue
-                    entry = catalog().get("metrics", name)
                     value = entry.load()(samples, ctx)
                     if entry.unit == "sample":
                         columns[f"metric.{name}"] = value

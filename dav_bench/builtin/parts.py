@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dav_bench.core.method import Method, Training
-
 if TYPE_CHECKING:
     from dav_bench.core import Loss, Searcher
 
@@ -127,8 +125,3 @@ def forward_kl(c: ForwardKL) -> Loss:
         reduce=c.fit_reduce,
         time_input=c.time_input,
     )
-
-
-def pair(searcher: Searcher, trainer: Loss, schedule: Training) -> Method:
-    """A method of one searcher and one trainer."""
-    return Method(searcher, trainer, schedule)

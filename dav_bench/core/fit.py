@@ -27,8 +27,6 @@ def gradient(
     """
     live, total = index[alive[index]], 0.0
     for c in chunks(len(live), micro_batch):
-        if not len(live):
-            break
         value = loss(ctx, batch.items(live[c], ctx.policy.unpack))
         if not value.isfinite().all():
             raise NonFinite("the loss", int((~value.isfinite()).sum()), len(value))
