@@ -256,6 +256,8 @@ class _Run:
         self.model.network.eval()
         self.reference = self.model.reference()
         self.ctx: Context = Context(self.model, self.reference, self._reward("train"), self.meter)
+        if self.method.loss is not None:
+            self.ctx.modules = self.method.loss.modules(self.ctx)
 
     def go(self) -> None:
         """Train, search or both; evaluate; save."""
@@ -275,7 +277,7 @@ class _Run:
             self._tuned()
         self._evaluate(self.sampler())
         if self.trains:
-            self.run.save_weights({k: v.detach().cpu() for k, v in self.model.trainable().items()})
+            self.run.save_weights(self._weights())
         self.run.update(meter=self.meter.state(), peak_mb=round(peak(), 1))
 
     def sampler(self) -> Any:
@@ -284,6 +286,8 @@ class _Run:
 
         if self.spec.search:
             return build.build_search(self.spec)
+        if self.method.sampler is not None:
+            return self.method.sampler
         return Rollout(keep=False) if self.trains else self.method.search
 
     @property
@@ -327,22 +331,32 @@ class _Run:
             self.meter.phases[phase].update(base.meta["meter"].get(phase, {}))
 
     def load(self, run: RunDir) -> None:
-        """Put the final weights of a run into the model."""
-        weights, own = run.load_weights(), self.model.trainable()
-        if set(weights) != set(own):
-            raise DavBenchError(
-                f"{run.path} holds weights of another network.", fix="repeat its run with --fresh"
-            )
+        """Put the final weights of a run into the model, and what its method kept beside them."""
+        self._put(run.load_weights(), f"{run.path} holds weights of another network.")
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The policy's trained parameters, and all parameters and buffers of the loss as `<module>/<name>`."""
+        named = dict(self.model.trainable().items())
+        held = {f"{key}/{n}": v for key, m in self.ctx.modules.items() for n, v in m.state_dict().items()}
+        return {name: value.detach().cpu().contiguous() for name, value in (named | held).items()}
+
+    def _put(self, weights: Mapping[str, torch.Tensor], refusal: str) -> None:
+        own = self.model.trainable()
+        if set(weights) != {*own, *(name for name in self._weights() if "/" in name)}:
+            raise DavBenchError(refusal, fix="repeat its run with --fresh")
         for name, parameter in own.items():
             parameter.data.copy_(weights[name])
+        for key, module in self.ctx.modules.items():
+            start = f"{key}/"
+            module.load_state_dict({n[len(start) :]: v for n, v in weights.items() if n.startswith(start)})
 
     def _train(self, last: tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None) -> None:
-        from dav_bench.core.fit import fit, optimizer
+        from dav_bench.core.fit import fit, optimizer, parameters
 
         loss, plan = self.method.loss, self.method.training
         if loss is None or plan is None:
             raise ValueError("a method that trains needs a loss and its training settings")
-        opt = optimizer(self.model.trainable(), plan)
+        opt = optimizer(parameters(self.ctx), plan, self.ctx.modules)
         first = self._restore(opt, last) if last else 0
         self.run.rewind_metrics(first)
         ended = bool(last and last[2]["ended"])
@@ -380,7 +394,7 @@ class _Run:
 
     def _progress(self, batch: Batch) -> dict[str, float]:
         """Reward and diversity of what the search found, for curves and the progress line."""
-        found = {"reward": float(batch.reward.double().median())}
+        found = {"reward": float(batch.reward.double().nanmedian())}
         samples = self.samples(batch)
         for name in self.task.metrics["diversity"]:
             entry = catalog().get("metrics", name)
@@ -391,9 +405,11 @@ class _Run:
     # ---- checkpoints
 
     def _save(self, r: int, opt: torch.optim.Optimizer, ended: bool) -> None:
-        tensors, steps = {}, {}
-        for name, parameter in self.model.trainable().items():
-            tensors[f"weight.{name}"] = parameter.detach().cpu()
+        from dav_bench.core.fit import parameters
+
+        tensors = {f"weight.{name}": value for name, value in self._weights().items()}
+        steps = {}
+        for name, parameter in parameters(self.ctx).items():
             for key, value in opt.state.get(parameter, {}).items():
                 if key == "step":
                     steps[name] = float(value)
@@ -407,9 +423,12 @@ class _Run:
     ) -> int:
         import torch
 
+        from dav_bench.core.fit import parameters
+
         r, tensors, scalars = last
-        for name, parameter in self.model.trainable().items():
-            parameter.data.copy_(tensors[f"weight.{name}"])
+        weights = {n.removeprefix("weight."): v for n, v in tensors.items() if n.startswith("weight.")}
+        self._put(weights, f"the checkpoint in {self.run.path} is of another network.")
+        for name, parameter in parameters(self.ctx).items():
             if name in scalars["steps"]:
                 moments = {k: tensors[f"{k}.{name}"].to(parameter.device) for k in ("exp_avg", "exp_avg_sq")}
                 opt.state[parameter] = {"step": torch.tensor(scalars["steps"][name]), **moments}

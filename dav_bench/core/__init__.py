@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .noise import Noise
     from .process import GaussianProcess, MaskedProcess
     from .protocols import Batch, Context, Item, Loss, NonFinite, Reward, Searcher, Value
-    from .search import BestOf, RealSamples, Rollout, TreeSearch
+    from .search import BestOf, RealSamples, Rollout, Seeds, TreeSearch
     from .steps import GaussianStep, MaskedStep, SingleRevealStep
     from .value import ExactValue, PosteriorMean
 
@@ -30,7 +30,7 @@ _HOME = {
     "noise": ("Noise",),
     "process": ("GaussianProcess", "MaskedProcess"),
     "protocols": ("Batch", "Context", "Item", "Loss", "NonFinite", "Reward", "Searcher", "Value"),
-    "search": ("BestOf", "RealSamples", "Rollout", "TreeSearch"),
+    "search": ("BestOf", "RealSamples", "Rollout", "Seeds", "TreeSearch"),
     "steps": ("GaussianStep", "MaskedStep", "SingleRevealStep"),
     "value": ("ExactValue", "PosteriorMean"),
 }
@@ -59,6 +59,7 @@ __all__ = [
     "Reward",
     "Rollout",
     "Searcher",
+    "Seeds",
     "SingleRevealStep",
     "Training",
     "TreeSearch",

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .model import Model
 from .process import GaussianProcess, MaskedProcess
-from .protocols import Batch, Context, Item
+from .protocols import Batch, Context, Item, Loss
 from .steps import GaussianStep, MaskedStep, Step
 
 
 @dataclass(frozen=True)
-class MaximumLikelihood:
+class MaximumLikelihood(Loss):
     """Forward KL to the search, dav.md (A5): −log p_θ(x_{i−1} | x_i) of the steps it chose, + λ KL(p_θ ‖ p_ref) (A6).
 
     The mean over items is the M-step's objective up to a constant; fitting samples of a target by maximum

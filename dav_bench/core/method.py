@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ class Training:
     stop_reward: float | None = None
     """End after the round whose search reaches this median training reward (never the held-out one)."""
 
+    @classmethod
+    def of(cls, config: Training) -> Training:
+        """The schedule in the settings of a method."""
+        return cls(**{f.name: getattr(config, f.name) for f in fields(Training)})
+
 
 @dataclass(frozen=True)
 class Method:
@@ -44,6 +49,8 @@ class Method:
     search: Searcher
     loss: Loss | None = None
     training: Training | None = None
+    sampler: Searcher | None = None
+    """Draws the final samples where training leaves the policy as it was (a learned value); None: the tuned model."""
 
     @property
     def requires(self) -> frozenset[str]:

@@ -123,6 +123,12 @@ class Model:
         self._reference.autocast = self.autocast
         return self._reference
 
+    def with_network(self, network: nn.Module) -> Model:
+        """This model with another network of the same kind, which shares its meter."""
+        twin = copy.copy(self)
+        twin.network = network
+        return twin
+
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 

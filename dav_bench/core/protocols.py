@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .meter import Meter
@@ -44,16 +46,24 @@ class Context:
     reward: Callable[[Tensor, Tensor | None], Tensor]
     """Metered training reward."""
     meter: Meter
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    """What the loss keeps beside the policy (`Loss.modules`): baselines, learned values, lagged networks."""
+
+    def model(self, on: str) -> Model:
+        """The model named `policy`, `ref`, or a network of `modules` in the policy's place."""
+        if on == "policy":
+            return self.policy
+        return self.reference if on == "ref" else self.policy.with_network(self.modules[on])
 
 
 @dataclass
 class Item:
-    """Some (sample, step) pairs of a batch, in any mix: the unit a step loss is micro-batched over."""
+    """Some (sample, step) pairs of a batch, or whole samples, in any mix: the unit a loss is micro-batched over."""
 
     x: Tensor
-    """(b, ...) states x_i."""
+    """(b, ...) states x_i; x_T for whole samples."""
     x_next: Tensor
-    """(b, ...) states x_{i-1} that the search moved to."""
+    """(b, ...) states x_{i-1} that the search moved to; x_0 for whole samples."""
     i: Tensor
     """(b,) grid index."""
     lookahead: Tensor | None
@@ -63,6 +73,14 @@ class Item:
     final: Tensor
     """(b, ...) the state x_0 the trajectory ended in."""
     cond: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """(b, ...) values of these items by name: those of the search and those `Loss.prepare` added."""
+    noise: Noise | None = None
+    """(b,) streams of this pass over the items, for losses that draw."""
+    keys: Noise | None = None
+    """(b,) streams the search drew the samples from, for losses that draw them again."""
+    report: Callable[[Tensor, Tensor], None] | None = None
+    """report(x_0, reward) of samples that the loss itself drew."""
 
 
 @dataclass
@@ -72,7 +90,7 @@ class Batch:
     states: Tensor
     """(T + 1, B, ...) packed states, x_T first; (1, B, ...) for a search that keeps only x_0."""
     reward: Tensor
-    """(B,) training reward of x_0."""
+    """(B,) training reward of x_0; NaN while no sample was drawn."""
     lookahead: Tensor | None = None
     """(T, B, ...) packed clean predictions from each chosen x_{i-1}."""
     mean: Tensor | None = None
@@ -80,32 +98,56 @@ class Batch:
     cond: Tensor | None = None
     stats: dict[str, float] = field(default_factory=dict)
     """What the search noticed: mean effective share of candidates, ..."""
+    log_z: Tensor | None = None
+    """(B,) log of an unbiased estimate of Z = E[exp(r(x_0) / α)], by searches that weigh particles."""
+    keys: Noise | None = None
+    """(B,) streams the samples were drawn from."""
+    unit: Literal["step", "sample"] = "step"
+    """What a loss sees one by one: (sample, step) pairs, or whole samples."""
+    per_sample: dict[str, Tensor] = field(default_factory=dict)
+    """(B, ...) columns by name: advantage, weight, ..."""
+    per_step: dict[str, Tensor] = field(default_factory=dict)
+    """(T, B, ...) columns by name: log_prob, gain, ..."""
 
     @property
     def steps(self) -> int:
         return len(self.states) - 1
 
     def __len__(self) -> int:
-        """Number of (sample, step) items."""
-        return self.steps * self.states.shape[1]
+        """Number of items."""
+        return self.states.shape[1] * (self.steps if self.unit == "step" else 1)
 
     def moved(self) -> Tensor:
         """(T * B,) True where x_{i-1} differs from x_i."""
         same = (self.states[1:] == self.states[:-1]).flatten(2).all(-1)
         return ~same.flatten()
 
-    def items(self, index: Tensor, unpack: Callable[[Tensor], Tensor]) -> Item:
-        """The items numbered `index`, step-major: item k is step k // B of sample k % B."""
+    def items(self, index: Tensor, unpack: Callable[[Tensor], Tensor], noise: Noise | None = None) -> Item:
+        """The items numbered `index`, step-major: item k is step k // B of sample k % B.
+
+        `noise`, (len(self),), holds one stream for each item of the batch.
+        """
+        whole = self.unit == "sample"
         k, b = index // self.states.shape[1], index % self.states.shape[1]
+        columns = {name: column[b] for name, column in self.per_sample.items()}
+        columns |= {name: column[k, b] for name, column in self.per_step.items()}
         return Item(
             x=unpack(self.states[k, b]),
-            x_next=unpack(self.states[k + 1, b]),
+            x_next=unpack(self.states[-1 if whole else k + 1, b]),
             i=self.steps - k,
             lookahead=None if self.lookahead is None else unpack(self.lookahead[k, b]),
             mean=None if self.mean is None else self.mean[k, b],
             final=unpack(self.states[-1, b]),
             cond=None if self.cond is None else self.cond[b],
+            columns=columns,
+            noise=None if noise is None else noise[index],
+            keys=None if self.keys is None else self.keys[b],
+            report=partial(self._report, b),
         )
+
+    def _report(self, b: Tensor, x0: Tensor, reward: Tensor) -> None:
+        self.states[-1, b] = x0.detach().to(self.states.dtype)
+        self.reward[b] = reward.detach().to(self.reward.dtype)
 
 
 class Searcher(Protocol):
@@ -117,17 +159,35 @@ class Searcher(Protocol):
     def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch: ...
 
 
-class Loss(Protocol):
-    """M-step: (b,) values for some items of a batch, whose mean is minimised."""
+class Loss:
+    """M-step: (b,) values for some items of a batch, whose mean is minimised.  Losses derive from this.
 
-    @property
-    def requires(self) -> frozenset[str]: ...
+    What one item needs of the others (advantages, particle drifts, adjoints) is made in `prepare` as columns of
+    the batch, so that the loss itself sees items one by one and micro-batches change nothing.
+    """
+
+    requires: frozenset[str] = frozenset()
+
+    def modules(self, ctx: Context) -> dict[str, nn.Module]:
+        """Networks, buffers and counters of its own, at their start; saved with every checkpoint.
+
+        Parameters that require a gradient are trained with the policy's, at `lr_scale` (an attribute of the
+        module, 1 without it) times its learning rate.
+        """
+        return {}
+
+    def prepare(self, ctx: Context, batch: Batch, noise: Noise) -> None:
+        """Called once for each batch before it is fitted: adds columns, and counts to `batch.stats`."""
 
     def active(self, batch: Batch) -> Tensor:
         """(items,) False where the loss and its gradient are 0, so that the row need not be computed."""
-        ...
+        return torch.ones(len(batch), dtype=torch.bool, device=batch.states.device)
 
-    def __call__(self, ctx: Context, item: Item) -> Tensor: ...
+    def __call__(self, ctx: Context, item: Item) -> Tensor:
+        raise NotImplementedError(type(self).__name__)
+
+    def updated(self, ctx: Context) -> None:
+        """Called after each optimiser step: lagged networks follow here."""
 
 
 class Value(Protocol):

@@ -133,24 +133,59 @@ def _terminal(ctx: Context, model: Model, x: Tensor, cond: Tensor | None) -> Ten
 
 @dataclass(frozen=True)
 class Rollout:
-    """Ancestral sampling from the policy: the E-step of on-policy methods and how a tuned model is evaluated."""
+    """Ancestral sampling: the E-step of on-policy methods and how a tuned model is evaluated."""
 
     keep: bool = True
     """Keep the whole trajectory (a trainer needs it) or x_0 alone."""
+    on: str = "policy"
+    """The model sampled: the policy, the pretrained one (`ref`), or a network of the loss by name."""
+    log_prob: bool = False
+    """Keep the column `log_prob` (T, B): log p(x_{i−1} | x_i) of the steps taken."""
+    value: Value | None = None
+    """Keep the columns `value` (T, B), V_i(x_i), and `gain` (T, B), V_{i−1}(x_{i−1}) − V_i(x_i)."""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"sample"} | ({"step.log_prob"} if self.log_prob else set()))
+
+    @torch.no_grad()
+    def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
+        model, here = ctx.model(self.on), None
+        x = model.process.prior(noise.fold(_PRIOR), dtype=model.dtype)
+        states, chosen, values = [model.process.pack(x)], [], []
+        for i in range(model.process.T, 0, -1):
+            here = evaluate(ctx, model, here, x, i, noise.fold(i, _VALUE), self.value, cond)
+            if here.pred is None:  # a value that needed no prediction
+                here = Known(x, evaluate(ctx, model, None, x, i, noise, cond=cond).pred, here.value)
+            step = here.step(model, i)
+            x = step.sample(noise.fold(i, _CHILD))
+            if self.log_prob:
+                chosen.append(step.log_prob(x))
+            values.append(here.value)
+            states.append(model.process.pack(x))
+        reward = _terminal(ctx, model, x, cond)
+        batch = Batch(torch.stack(states if self.keep else states[-1:]), reward, cond=cond, keys=noise)
+        if self.log_prob:
+            batch.per_step["log_prob"] = torch.stack(chosen)
+        if self.value is not None:
+            value = torch.stack(values)  # type: ignore[arg-type]
+            batch.per_step["value"] = value
+            batch.per_step["gain"] = torch.cat([value[1:], reward.to(value)[None]]) - value
+        return batch
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """No search at all: noise, from which a loss draws its samples itself, with their graph (DRaFT, DRAKES, FAV)."""
 
     requires = frozenset({"sample"})
 
     @torch.no_grad()
     def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
-        model, here = ctx.policy, None
-        x = model.process.prior(noise.fold(_PRIOR), dtype=model.dtype)
-        states = [model.process.pack(x)]
-        for i in range(model.process.T, 0, -1):
-            here = evaluate(ctx, model, here, x, i, noise, cond=cond)
-            x = here.step(model, i).sample(noise.fold(i, _CHILD))
-            states.append(model.process.pack(x))
-        reward = _terminal(ctx, model, x, cond)
-        return Batch(torch.stack(states if self.keep else states[-1:]), reward, cond=cond)
+        process = ctx.policy.process
+        x = process.pack(process.prior(noise.fold(_PRIOR), dtype=ctx.policy.dtype))
+        unknown = torch.full((len(noise),), torch.nan, device=x.device)
+        return Batch(torch.stack([x, x]), unknown, cond=cond, keys=noise, unit="sample")
 
 
 @dataclass(frozen=True)

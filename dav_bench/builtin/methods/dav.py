@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from dav_bench.builtin import parts
@@ -58,6 +58,5 @@ class DAVKL(DAV):
 
 
 def build(c: DAV) -> Method:
-    schedule = Training(**{f.name: getattr(c, f.name) for f in fields(Training)})
     keep: Any = c.target if c.target in ("lookahead", "mean") else ""
-    return Method(parts.tree(c, keep), parts.forward_kl(c), schedule)
+    return Method(parts.tree(c, keep), parts.forward_kl(c), Training.of(c))
