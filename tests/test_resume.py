@@ -1,4 +1,4 @@
-"""Every method that trains, interrupted and resumed, ends as it does in one go: weights, samples, counts, all it keeps."""
+"""Every method that trains, interrupted and resumed, ends as it does in one go: weights, samples and counts."""
 
 from __future__ import annotations
 
