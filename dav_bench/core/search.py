@@ -249,8 +249,12 @@ class TreeSearch:
     ) -> Expansion:
         width = self.width * (2 if self.last == "greedy" and i == 1 else 1)
         B = len(parents.x)
-        rows = torch.arange(B, device=parents.x.device).repeat_interleave(width)
         p, q = self._proposal(ctx, model, parents, i, noise, cond)
+        if not q.stochastic:  # equal children are one
+            ctx.meter.count("reward_shared", B * (width - 1) if self.value.uses_prediction else 0)
+            ctx.meter.count("shared", B * (width - 1) if i > 1 and self.value.uses_prediction else 0)
+            width = 1
+        rows = torch.arange(B, device=parents.x.device).repeat_interleave(width)
         children = noise.fold(i, _CHILD).repeat(width)
         kids = q.take(rows).sample(children)
         many = None if cond is None else cond[rows]

@@ -42,7 +42,8 @@ def test_tree_search_needs_what_the_formula_says(kind, anchor, guide):
     assert rows(meter, "forward") + rows(meter, "shared") == N * network
     assert rows(meter, "reward") + rows(meter, "reward_shared") == N * rewards
     if kind == "mixture":
-        assert rows(meter, "shared") == rows(meter, "reward_shared") == 0
+        assert rows(meter, "shared") == 0
+        assert rows(meter, "reward_shared") == N * (M - 1), "the last step is deterministic: its children are one"
         assert rows(meter, "backward") == rows(meter, "reward_backward") == (N * steps if guide else 0)
     else:
         assert rows(meter, "shared") > 0
@@ -56,7 +57,7 @@ def test_counts_of_the_published_settings(steps, width, guide, network):
     """The minimal counts of dav.md G.1 for images (M = 4 guided, M = 16 not) and DNA (M = 10); one sample."""
     meter = spent("mixture", TreeSearch(width, 0.3, guide=guide), steps, n=1)
     assert rows(meter, "forward") == network
-    assert rows(meter, "reward") == steps * width + (steps if guide else 0)
+    assert rows(meter, "reward") == (steps - 1) * width + 1 + (steps if guide else 0), "one child of the last step"
     assert rows(meter, "backward") == (steps if guide else 0)
 
 
