@@ -61,6 +61,16 @@ def gradient(
     return total
 
 
+def noted(batch: Batch) -> dict[str, float]:
+    """What the loss noted of its items, one number for each name."""
+    out = {}
+    for name, parts in batch.notes.items():
+        values = torch.cat(parts).double()
+        extreme = {"_min": values.min, "_max": values.max}.get(name[-4:], values.mean)
+        out[name] = float(extreme())
+    return out
+
+
 def fit(
     loss: Loss,
     ctx: Context,
@@ -105,4 +115,5 @@ def fit(
             norms.append(float(each[0]))
             opt.step()
             loss.updated(ctx)
+    batch.stats |= noted(batch)
     return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}

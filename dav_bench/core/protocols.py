@@ -56,6 +56,10 @@ class Context:
         return self.reference if on == "ref" else self.policy.with_network(self.modules[on])
 
 
+def _ignore(name: str, values: Tensor) -> None:
+    pass
+
+
 @dataclass
 class Item:
     """Some (sample, step) pairs of a batch, or whole samples, in any mix: the unit a loss is micro-batched over."""
@@ -81,6 +85,9 @@ class Item:
     """(b,) streams the search drew the samples from, for losses that draw them again."""
     report: Callable[[Tensor, Tensor], None] | None = None
     """report(x_0, reward) of samples that the loss itself drew."""
+    note: Callable[[str, Tensor], None] = _ignore
+    """note(name, values) of these items: the mean over all items of a round joins its statistics, or the extreme
+    where the name ends in `_min` or `_max`."""
 
 
 @dataclass
@@ -108,6 +115,8 @@ class Batch:
     """(B, ...) columns by name: advantage, weight, ..."""
     per_step: dict[str, Tensor] = field(default_factory=dict)
     """(T, B, ...) columns by name: log_prob, gain, ..."""
+    notes: dict[str, list[Tensor]] = field(default_factory=dict)
+    """(b,) values by name that the loss noted of its items while it was fitted."""
 
     @property
     def steps(self) -> int:
@@ -143,7 +152,11 @@ class Batch:
             noise=None if noise is None else noise[index],
             keys=None if self.keys is None else self.keys[b],
             report=partial(self._report, b),
+            note=self._note,
         )
+
+    def _note(self, name: str, values: Tensor) -> None:
+        self.notes.setdefault(name, []).append(values.detach())
 
     def _report(self, b: Tensor, x0: Tensor, reward: Tensor) -> None:
         self.states[-1, b] = x0.detach().to(self.states.dtype)
