@@ -47,6 +47,8 @@ class RoundFinished:
     """Network rows forward + 2 * rows backward so far."""
     seconds: float = 0.0
     """Seconds since the run (or its resumption) began."""
+    share: float = 0.0
+    """Share of all training that is done: of the rounds, or of the budget where that is more."""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,27 @@ def config_layer(path: Path) -> Layer:
         raise DavBenchError(f"the config file {path} cannot be read.", str(err)) from err
 
 
+BUDGETS = ("cost", "reward", "seconds")
+"""Units of --budget."""
+
+
+def budget_layer(text: str) -> Layer:
+    """What --budget says: `cost=20000`, `reward=5000`, `seconds=60`, or a number, which is cost."""
+    unit, _, amount = text.rpartition("=") if "=" in text else ("cost", "", text)
+    unit, amount = unit.strip(), amount.strip()
+    fix = "--budget cost=20000, reward=5000 or seconds=60"
+    if unit not in BUDGETS:
+        raise DavBenchError(f"--budget {text}: unknown unit {unit!r}{near(unit, BUDGETS)}", fix=fix)
+    try:
+        train = coerce(amount, float if unit == "seconds" else int)
+    except ValueError:
+        train = 0
+    if not 0 < train < float("inf"):
+        what = "seconds above 0" if unit == "seconds" else "a whole number of rows above 0"
+        raise DavBenchError(f"--budget {text}: expected {what}, got {amount!r}.", fix=fix)
+    return Layer("--budget", {"budget": {"unit": unit, "train": train}}, strict=True)
+
+
 def env_layer(catalog: Catalog, environ: Mapping[str, str] | None = None) -> Layer:
     """Settings from variables that start with DAV_BENCH_SET_."""
     environ = os.environ if environ is None else environ

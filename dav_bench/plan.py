@@ -16,6 +16,9 @@ from dav_bench.tasks import TaskSpec, check_task
 
 Status = Literal["new", "cached", "resumable", "skip"]
 
+UNTIL_SPENT = 1_000_000
+"""Rounds of a training run that its budget ends."""
+
 
 @dataclass(frozen=True)
 class Eval:
@@ -31,14 +34,12 @@ class Eval:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits beside the number of rounds; whichever is reached first ends training."""
+    """What training may spend: it ends after the round that reaches it, or after the last round."""
 
-    unit: Literal["cost"] = "cost"
-    """Network rows forward + 2 * rows backward."""
-    train: int | None = None
-    """Most cost of training."""
-    sample: int | None = None
-    """Most cost of one sample of a test-time method."""
+    unit: Literal["cost", "reward", "seconds"] = "cost"
+    """Network rows forward + 2 * backward, reward rows likewise, or seconds of search and fit (not reproducible)."""
+    train: int | float | None = None
+    """Most that training may spend; none leaves its end to the rounds."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class _Composer:
         self.domain = self.model.domain
         self.sampler = self._section(_sampler_class(task), "sampler")
         self.eval = self._section(Eval, "eval")
-        self.budget = {k: v for k, v in self._section(Budget, "budget").items() if v is not None}
+        self.budget = self._budget()
         self.rewards = {role: self._reward(role) for role in self._roles()}
 
     def _roles(self) -> list[str]:
@@ -194,6 +195,15 @@ class _Composer:
 
     def _section(self, cls: type | None, section: str) -> dict[str, Any]:
         return self._note(resolve(cls, self.layers, [section], getattr(self, "domain", None)), section)
+
+    def _budget(self) -> dict[str, Any]:
+        held = {k: v for k, v in self._section(Budget, "budget").items() if v is not None}
+        train, unit, source = held.get("train"), held.get("unit"), self.sources.get("budget.train")
+        if train is not None and not 0 < train < float("inf"):
+            self.errors.append(f"budget.train ({source}): must be above 0 and finite, got {train}")
+        elif train is not None and unit != "seconds" and train != int(train):
+            self.errors.append(f"budget.train ({source}): {unit} is counted in whole rows, got {train}")
+        return held
 
     def _component(self, kind: str, section: str, use: str) -> tuple[Entry, dict[str, Any]]:
         """Entry and settings of a component chosen by `use` in its section."""
@@ -243,7 +253,7 @@ class _Composer:
                 sampler=self.sampler,
                 rewards=self.rewards,
                 eval=self.eval,
-                budget=self.budget,
+                budget=self.budget if trains(entry) else {"unit": Budget.unit},
                 heldout=self.request.heldout and "heldout" in self.rewards,
                 seed=seed if entry.seeded else 0,
             )
@@ -257,7 +267,7 @@ class _Composer:
     def _params(self, entry: Entry) -> dict[str, Any]:
         if entry.target != "pair":
             found = resolve(entry.config, self.layers, ["method", entry.name], self.domain, loose=["method"])
-            return self._note(found, "method")
+            return self._until_spent(self._note(found, "method"), "method.rounds")
         from dav_bench.core.method import Training
 
         out: dict[str, Any] = {}
@@ -268,7 +278,16 @@ class _Composer:
             out[section] = {"name": name, "params": self._section(config, section)}
         sections = ["method", "training"]
         found = resolve(Training, self.layers, sections, self.domain, loose=["method"])
-        return {**out, "training": self._note(found, "training")}
+        return {**out, "training": self._until_spent(self._note(found, "training"), "training.rounds")}
+
+    def _until_spent(self, values: dict[str, Any], key: str) -> dict[str, Any]:
+        """A command that sets a budget and no rounds lets the budget alone end training."""
+        task = ("default", "task file", f"preset {self.request.preset}")
+        source = self.sources.get("budget.train", "default")
+        if "rounds" not in values or source in task or self.sources.get(key, "default") not in task:
+            return values
+        self.sources[key] = source
+        return {**values, "rounds": UNTIL_SPENT}
 
     def _search(self, entry: Entry, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """Test-time search on a tuned model: settings it shares with the method start from the method's."""
@@ -319,6 +338,13 @@ class _Composer:
                     f"dav-bench list methods --fits {self.task.name}",
                 )
         return "", ""
+
+
+def trains(entry: Entry) -> bool:
+    """Whether a method has anything to train: the model, or a value that its search uses."""
+    from dav_bench.core.method import Training
+
+    return entry.tunes or (entry.config is not None and issubclass(entry.config, Training))
 
 
 def _sampler_class(task: TaskSpec) -> type:

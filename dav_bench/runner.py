@@ -15,6 +15,7 @@ from dav_bench.env import environment
 from dav_bench.errors import DavBenchError, ExitCode
 from dav_bench.events import RoundFinished, RunFinished, RunStarted, SamplesReady
 from dav_bench.files import DiskFull
+from dav_bench.plan import UNTIL_SPENT
 from dav_bench.plugins import catalog, emit
 from dav_bench.seeds import stream
 from dav_bench.spec import RunSpec
@@ -269,6 +270,7 @@ class _Run:
         started = RunStarted(self.spec, self.run.path, self.spec.label, self.run.env, rounds, done)
         emit(started, self.options.listeners)
         self.run.event("run_started", resumed=done)
+        self.run.update(reproducible=self.spec.reproducible)
         peak = _peak_memory(self.machine.device)
         self.prepare(last[2]["meter"] if last else None)
         if self.trains:
@@ -363,14 +365,13 @@ class _Run:
         for r in range(first + 1, plan.rounds + 1):
             if ended:
                 break
-            began = time.monotonic()
+            began, spent = time.monotonic(), self._spent()
             with self.meter.phase("search"):
                 noise = self._noise(stream(self.spec.seed, "search", r), plan.samples)
                 batch = self.method.search(self.ctx, noise)
             with self.meter.phase("fit"):
                 noise = self._noise(stream(self.spec.seed, "fit", r), 1)
-                progress = ((r - 1) / plan.rounds, r / plan.rounds)
-                stats = fit(loss, self.ctx, batch, opt, plan, noise, progress)
+                stats = fit(loss, self.ctx, batch, opt, plan, noise, self._course(r, plan.rounds, spent))
             stats |= batch.stats | self._progress(batch) | {"seconds": time.monotonic() - began}
             rows = self._rows(r, "train", {k: (v, plan.samples) for k, v in stats.items()})
             every = int(self.spec.eval.get("every", 0))
@@ -378,19 +379,35 @@ class _Run:
                 rows += self._rows(r, "eval", self._measure(self._draw(self.sampler(), "eval"))[0])
             self.run.append_metrics(rows)
             median = stats["reward"]
-            ended = self._spent() or (plan.stop_reward is not None and median >= plan.stop_reward)
+            ended = self._spent() >= 1 or (plan.stop_reward is not None and median >= plan.stop_reward)
             self._save(r, opt, ended)
+            if plan.rounds >= UNTIL_SPENT and self._spent() == 0:
+                raise DavBenchError(
+                    "training would never end.",
+                    f"A round spends nothing that a budget in {self.spec.budget.get('unit')} counts.",
+                    f"--budget cost=20000, or --set {self.spec.method}.rounds=10",
+                )
             shown = {f"train/{k}": float(v) for k, v in stats.items()}
-            spent = (self.meter.state(), int(self.meter.cost()), time.monotonic() - self.start)
-            emit(RoundFinished(self.spec, r, plan.rounds, shown, *spent), self.options.listeners)
+            so_far = (self.meter.state(), int(self.meter.cost()), time.monotonic() - self.start)
+            share = 1.0 if ended else max(r / plan.rounds, self._spent())
+            emit(RoundFinished(self.spec, r, plan.rounds, shown, *so_far, share), self.options.listeners)
             self.run.event("round_finished", round=r, **{k: float(v) for k, v in stats.items()})
 
-    def _spent(self) -> bool:
-        """Whether the training budget is used up."""
+    def _spent(self) -> float:
+        """Share of the training budget that is spent, by earlier processes too; 0 without a budget."""
         limit = self.spec.budget.get("train")
         if not isinstance(limit, int | float):
-            return False
-        return bool(self.meter.cost(*TRAIN_PHASES) >= limit)
+            return 0.0
+        return self.meter.spent(str(self.spec.budget["unit"]), *TRAIN_PHASES) / limit
+
+    def _course(self, r: int, rounds: int, before: float) -> tuple[float, float]:
+        """Share of all training done before and after round r: of the rounds, or of the budget where that is more.
+
+        What the round will have spent is not known before its fit: at least its search, and about as much as a
+        round did on average, `before` / (r - 1).
+        """
+        after = max(self._spent(), before * r / (r - 1) if r > 1 else 0.0)
+        return min(1.0, max((r - 1) / rounds, before)), min(1.0, max(r / rounds, after))
 
     def _progress(self, batch: Batch) -> dict[str, float]:
         """Reward and diversity of what the search found, for curves and the progress line."""
@@ -509,7 +526,7 @@ class _Run:
     def _rows(self, r: int, split: str, metrics: Mapping[str, tuple[float, int]]) -> list[dict[str, Any]]:
         spent = {
             "cost": int(self.meter.cost(*TRAIN_PHASES)),
-            "reward_rows": int(self.meter.total("reward", *TRAIN_PHASES)),
+            "reward_rows": int(self.meter.reward_rows(*TRAIN_PHASES)),
             "seconds": self.meter.total("seconds", *TRAIN_PHASES),
         }
         return [

@@ -42,7 +42,7 @@ class RunSpec:
     eval: Mapping[str, Any] = field(default_factory=dict)
     """`samples`, `seed` and `every`: the same for all methods."""
     budget: Mapping[str, Any] = field(default_factory=dict)
-    """`unit`, and `train` or `sample` where limited."""
+    """`unit`, and `train` where training is limited."""
     search: Mapping[str, Any] | None = None
     """Test-time search on the tuned model: `name` and `params`; None draws from the model."""
     heldout: bool = True
@@ -76,6 +76,11 @@ class RunSpec:
     def dirname(self) -> str:
         """Run directory below the results: `runs/<task>/<label>/<id>-s<seed>`."""
         return f"runs/{self.task}/{self.label}/{self.run_id}-s{self.seed}"
+
+    @property
+    def reproducible(self) -> bool:
+        """False where the clock decides how long it trains."""
+        return self.budget.get("unit") != "seconds" or "train" not in self.budget
 
     def base(self) -> RunSpec:
         """The same spec without test-time search: the training run it builds on."""

@@ -33,6 +33,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "model": dict,
     "reward": dict,
     "metrics": dict,
+    "target": dict,
     "sampler": dict,
     "eval": dict,
     "budget": dict,
@@ -66,6 +67,10 @@ class TaskSpec:
     """`use` and settings of the generator."""
     rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Role (train, heldout) to `use` and settings."""
+    exact: bool = False
+    """The training reward is the truth (`reward.exact`): nothing is held out and there is no gap."""
+    target: Mapping[str, Any] = field(default_factory=dict)
+    """`alpha`: temperature of the target p(x) exp(r(x) / alpha) / Z that metrics compare samples with, for all methods."""
     metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Role (quality, diversity, natural) to metric names, in the order of the table."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +78,7 @@ class TaskSpec:
     eval: Mapping[str, Any] = field(default_factory=dict)
     """`samples`, `seed` and `every`."""
     budget: Mapping[str, Any] = field(default_factory=dict)
-    """`unit`, `train`, `sample`."""
+    """`unit` and `train`."""
     rank: Mapping[str, Any] = field(default_factory=dict)
     """`by`: metrics of the ranking; `gates`: conditions by metric."""
     expect: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +121,8 @@ class TaskSpec:
             "metrics": self.metrics,
             "assets": {p.relative_to(self.folder).as_posix(): _sha256(p) for p in self._asset_files()},
         }
+        measured |= {"exact": True} if self.exact else {}
+        measured |= {"target": self.target} if self.target else {}
         return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -143,7 +150,7 @@ def read_task(folder: Path, origin: str = "") -> TaskSpec:
     found = _shape_errors(data)
     if found:
         raise problems(f"{path} is not a valid task file.", found)
-    rewards = {role: _use(value) for role, value in data["reward"].items()}
+    rewards = {role: _use(value) for role, value in data["reward"].items() if role != "exact"}
     return TaskSpec(
         name=data["name"],
         version=data["version"],
@@ -153,6 +160,8 @@ def read_task(folder: Path, origin: str = "") -> TaskSpec:
         paper=data.get("paper", ""),
         model=_use(data["model"]),
         rewards=rewards,
+        exact=data["reward"].get("exact", False),
+        target=data.get("target", {}),
         metrics={role: tuple(data.get("metrics", {}).get(role, ())) for role in ROLES},
         sampler=data.get("sampler", {}),
         eval=data.get("eval", {}),
@@ -186,12 +195,19 @@ def _shape_errors(data: Mapping[str, Any]) -> list[str]:
     if isinstance(data.get("model"), dict) and not isinstance(data["model"].get("use"), str):
         found.append("model.use must name a model")
     found += _reward_errors(data.get("reward"))
+    found += _target_errors(data.get("target", {}))
     metrics = data.get("metrics", {})
     for role in metrics if isinstance(metrics, dict) else ():
         if role not in ROLES:
             found.append(f"metrics.{role}: unknown role{near(role, ROLES)}")
         elif not _texts(metrics[role]):
             found.append(f"metrics.{role}: expected a list of names")
+        elif _exact(data.get("reward")):
+            found += [
+                f"metrics.{role}: {m!r} needs a held-out reward, and reward.exact says that there is none to need"
+                for m in metrics[role]
+                if m in ("reward-heldout", "gap")
+            ]
     found += [
         f"{k}: expected a list of names" for k in ("assets", "baselines") if not _texts(data.get(k, []))
     ]
@@ -212,12 +228,31 @@ def _reward_errors(reward: Any) -> list[str]:
     found = [
         f"reward.{r}: unknown role{near(r, ('train', 'heldout'))}"
         for r in reward
-        if r not in ("train", "heldout")
+        if r not in ("train", "heldout", "exact")
     ]
+    if not isinstance(reward.get("exact", False), bool):
+        found.append(f"reward.exact: expected true or false, got {reward['exact']!r}")
+    if _exact(reward) and "heldout" in reward:
+        found.append("reward.heldout: nothing can be held out of a reward that is the truth (reward.exact)")
     for role, value in reward.items():
-        if not isinstance(value, str) and not (isinstance(value, dict) and isinstance(value.get("use"), str)):
+        if role != "exact" and not isinstance(value, str) and not (isinstance(value, dict) and isinstance(value.get("use"), str)):
             found.append(f"reward.{role} must name a reward")
     return found if "train" in reward else [*found, "reward.train must name a reward"]
+
+
+def _exact(reward: Any) -> bool:
+    return isinstance(reward, dict) and reward.get("exact") is True
+
+
+def _target_errors(target: Any) -> list[str]:
+    if not isinstance(target, dict) or not target:
+        return []
+    found = [f"target.{k}: unknown key{near(k, ('alpha',))}" for k in target if k != "alpha"]
+    alpha = target.get("alpha")
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not 0 < alpha < float("inf"):
+        found.append(f"target.alpha: expected a temperature above 0, got {alpha!r}")
+    return found
 
 
 def _texts(value: Any) -> bool:
@@ -242,6 +277,11 @@ def check_task(task: TaskSpec, catalog: Catalog) -> None:
         if catalog.find(kind, name) is None:
             known = [*catalog.names(kind), *(DERIVED if kind == "metrics" else ())]
             found.append(f"{where}: unknown {kind[:-1]} {name!r}{near(name, known)}")
+    for role in ROLES if not task.target else ():
+        for m in task.metrics[role]:
+            metric = catalog.find("metrics", m)
+            if metric and "target" in metric.requires:
+                found.append(f"metrics.{role}: {m!r} compares with the exact target; give its temperature, target.alpha")
     ranked = [*task.rank.get("by", ()), *task.rank.get("gates", {})]
     listed = [*DERIVED, *(m for role in ROLES for m in task.metrics[role])]
     found += [f"rank: {m!r} is no metric of this task{near(m, listed)}" for m in ranked if m not in listed]

@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from dav_bench.errors import DavBenchError
-from dav_bench.layers import set_layers
-from dav_bench.plan import Request, plan
+from dav_bench.layers import budget_layer, set_layers
+from dav_bench.plan import UNTIL_SPENT, Request, plan
 from dav_bench.plugins import catalog
 from dav_bench.registry import Catalog, Entry
 from dav_bench.tasks import find_task, read_task
@@ -216,6 +216,64 @@ def test_what_lies_on_disk_decides_the_status(known, task, status, checkpoint, p
     (layer,) = set_layers([], known)
     fresh = plan(Request(["dav"], [task], layers=[layer]), known, task.folder / "results", fresh=True)
     assert fresh[1].status == "new"
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "train"),
+    [("20000", "cost", 20000), ("cost=2e4", "cost", 20000), ("reward=5_000", "reward", 5000),
+     ("seconds=60", "seconds", 60), (" seconds = 0.5", "seconds", 0.5)],
+)  # fmt: skip
+def test_a_budget_is_an_amount_in_a_unit(known, task, text, unit, train):
+    made = plan(Request(["dav"], [task], layers=[budget_layer(text)]), known, task.folder / "results")
+    spec = made[1].spec
+    assert spec.budget == {"unit": unit, "train": train} and type(spec.budget["train"]) is type(train)
+    assert spec.reproducible == (unit != "seconds")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("rewards=5", "unknown unit 'rewards'; did you mean 'reward'"), ("cost=", "whole number of rows"),
+     ("cost=0", "above 0"), ("cost=-5", "above 0"), ("1.5", "whole number"), ("reward=x", "got 'x'"),
+     ("seconds=inf", "seconds above 0"), ("seconds=nan", "seconds above 0"), ("a=b=3", "unknown unit 'a=b'")],
+)  # fmt: skip
+def test_a_bad_budget_is_one_clear_error(text, message):
+    with pytest.raises(DavBenchError, match=message) as err:
+        budget_layer(text)
+    assert "cost=20000" in err.value.fix
+
+
+def test_a_bad_budget_by_setting_is_an_error_too(known, task):
+    for sets, message in (
+        (["budget.train=0"], "must be above 0"),
+        (["budget.train=1.5"], "counted in whole rows"),
+        (["budget.unit=hours", "budget.train=1"], "is none of 'cost' | 'reward' | 'seconds'"),
+    ):
+        with pytest.raises(DavBenchError) as err:
+            runs(known, task, sets=sets)
+        assert message in err.value.why
+
+
+def test_a_budget_alone_ends_training_unless_the_command_sets_rounds(known, task):
+    def rounds(*sets, **options):
+        return runs(known, task, sets=sets, baselines=False, **options)[0].spec.params["rounds"]
+
+    default = rounds()
+    assert rounds("budget.train=500") == UNTIL_SPENT != default
+    assert rounds("budget.train=500", preset="paper") == UNTIL_SPENT
+    assert rounds("budget.train=500", "dav.rounds=7") == 7
+    (run, _) = runs(known, task, sets=["budget.train=500"], baselines=False)
+    assert run.sources["method.rounds"] == "--set"
+    (pair, _) = runs(
+        known, task, methods=(), pair=("tree", "forward-kl"), sets=["budget.train=5"], baselines=False
+    )
+    assert pair.spec.params["training"]["rounds"] == UNTIL_SPENT
+
+
+def test_what_trains_nothing_is_the_same_run_under_any_budget(known, task):
+    free = runs(known, task, methods=["svdd"])
+    for text in ("budget.train=500", "budget.unit=seconds"):
+        paid = runs(known, task, methods=["svdd"], sets=[text])
+        assert [r.spec.identity for r in free] == [r.spec.identity for r in paid]
 
 
 def test_the_order_of_methods_changes_no_run(known, task):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from dav_bench.cli.run import planned
-from dav_bench.plan import PlannedRun
+from dav_bench.core import Meter
+from dav_bench.plan import UNTIL_SPENT, PlannedRun
+from dav_bench.report.curves import curve
 from dav_bench.runner import Options, execute, final_metrics
 from dav_bench.store import RunDir
 
@@ -248,6 +251,86 @@ def test_a_budget_ends_training(finished: RunDir, tmp_path: Path) -> None:
     assert 1 <= rounds < 12  # type: ignore[operator]
     cost = run.metrics()["cost"].max()
     assert full / 3 <= cost < full / 3 + full / 6  # type: ignore[operator]
+
+
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """The course of training that each later fit is told."""
+    from dav_bench.core import fit as module
+
+    told: list[tuple[float, float]] = []
+    fit = module.fit
+
+    def spy(*args: object, **kwargs: object) -> dict[str, float]:
+        told.append(args[6])  # type: ignore[arg-type]
+        return fit(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "fit", spy)
+    return told
+
+
+def test_under_a_budget_the_learning_rate_follows_what_is_spent(
+    finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = finished.meta["meter"]
+    round_cost = sum(spent[p]["forward"] + 2 * spent[p]["backward"] for p in ("search", "fit")) / 12
+    budget = {"unit": "cost", "train": int(5 * round_cost)}
+    spec = plan(tmp_path, "dav.rounds=1000", "dav.schedule=linear")["dav"].spec
+    told = rates(monkeypatch)
+    run = execute(replace(spec, budget=budget), Options(out=tmp_path, threads=1))
+    cost = run.metrics().filter(pl.col("metric") == "loss")["cost"].to_list()
+    assert 4 <= len(told) == len(cost) <= 7
+    shares = [0.0, *(c / budget["train"] for c in cost)]
+    assert [start for start, _ in told] == pytest.approx(shares[:-1])
+    assert all(start < end <= 1 for start, end in told)
+    assert [end for _, end in told[1:]] == pytest.approx([min(1, s) for s in shares[2:]], abs=0.05)
+    assert run.meta["reproducible"] is True
+    assert [c for c, _ in curve(run)] == cost and curve(run, split="final")[-1][0] == cost[-1]
+    assert len(curve(run, split="eval")) == len(cost) // 5
+
+
+def test_without_a_budget_it_follows_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = rates(monkeypatch)
+    execute(plan(tmp_path, "dav.rounds=2")["dav"].spec, Options(out=tmp_path, threads=1))
+    assert told == [(0, 0.5), (0.5, 1)]
+
+
+@pytest.mark.parametrize("unit", ["reward", "seconds"])
+def test_each_unit_ends_training_and_a_resume_counts_what_was_spent_before(
+    tmp_path: Path, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amount = {"reward": 3 * 32 * 2, "seconds": 0.4}[unit]
+    (run,) = planned(methods=["dav"], tasks=["toy-tokens"], budget=f"{unit}={amount}", out=tmp_path,
+                     sets=[s for s in SETTINGS if "rounds" not in s], baselines=False, search=None)  # fmt: skip
+    assert run.spec.params["rounds"] == UNTIL_SPENT
+    save = RunDir.save_checkpoint
+
+    def stop(self: RunDir, r: int, *args: object) -> None:
+        save(self, r, *args)  # type: ignore[arg-type]
+        if r == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDir, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run.spec, Options(out=tmp_path, threads=1))
+    before = RunDir.open(run.path).load_checkpoint()
+    assert before is not None
+    monkeypatch.setattr(RunDir, "save_checkpoint", save)
+    ended = execute(run.spec, Options(out=tmp_path, threads=1))
+    assert ended.status == "done" and ended.meta["reproducible"] is (unit != "seconds")
+    table = ended.metrics().filter(pl.col("metric") == "loss")
+    spent = table["reward_rows" if unit == "reward" else "seconds"].to_list()
+    assert spent[-1] >= amount > spent[-2] and spent == sorted(spent)
+    assert spent[1] == pytest.approx(Meter(before[2]["meter"]).spent(unit, "search", "fit"))
+
+
+def test_a_budget_that_nothing_is_charged_to_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Meter, "reward_rows", lambda self, *phases: 0)
+    (run,) = planned(methods=["dav"], tasks=["toy-tokens"], budget="reward=10", out=tmp_path,
+                     sets=["dav.samples=4"], baselines=False, search=None)  # fmt: skip
+    ended = execute(run.spec, Options(out=tmp_path, threads=1))
+    assert ended.status == "failed" and "would never end" in ended.meta["error"]
 
 
 def test_evaluation_noise_does_not_depend_on_method_or_seed(finished: RunDir, tmp_path: Path) -> None:

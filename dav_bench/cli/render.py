@@ -102,6 +102,7 @@ class Progress:
         self.runs, self.done, self.out = runs, 0, console(stderr=True)
         self.bar: Any = None
         self.task: TaskID | None = None
+        self.shown = 0
         if self.out.is_terminal:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -109,7 +110,7 @@ class Progress:
             self.bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[at]}"),
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
@@ -139,21 +140,25 @@ class Progress:
     def run_started(self, event: RunStarted) -> None:
         name = f"{event.spec.task} {event.label} seed {event.spec.seed}"
         resumed = f", resumed after round {event.resumed}" if event.resumed else ""
+        self.shown = 0
         if self.bar:
-            total, note = max(event.rounds, 1), "searching" if event.rounds else "drawing samples"
-            self.task = self.bar.add_task(name, total=total, completed=event.resumed, note=note)
+            note = "searching" if event.rounds else "drawing samples"
+            done = event.resumed / max(event.rounds, 1)
+            self.task = self.bar.add_task(name, total=1.0, completed=done, at=resumed, note=note)
         else:
             self.say(f"[{self.done + 1}/{self.runs}] {name}{resumed}")
 
     def round_finished(self, event: RoundFinished) -> None:
-        note = _numbers(event.metrics)
+        note, share = _numbers(event.metrics), max(event.share, event.round / event.rounds)
+        at = f"{event.round}/{event.rounds}"
+        if "train" in event.spec.budget:
+            at = f"{event.round} ({100 * share:.0f} %)"
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=event.round, note=note)
-        elif event.rounds <= 25 or event.round % (event.rounds // 20) == 0 or event.round == event.rounds:
-            left = event.metrics.get("train/seconds", 0.0) * (event.rounds - event.round)
-            self.say(
-                f"  round {event.round}/{event.rounds}  {note}  {event.seconds:.0f} s, about {left:.0f} s left"
-            )
+            self.bar.update(self.task, completed=share, at=at, note=note)
+        elif event.rounds <= 25 or int(20 * share + 1e-9) > self.shown:
+            left = event.metrics.get("train/seconds", 0.0) * event.round * (1 / share - 1)
+            self.say(f"  round {at}  {note}  {event.seconds:.0f} s, about {left:.0f} s left")
+        self.shown = int(20 * share + 1e-9)
 
     def run_finished(self, event: RunFinished) -> None:
         self.done += 1

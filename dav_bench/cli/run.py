@@ -40,7 +40,10 @@ def run(
     heldout: Annotated[bool, typer.Option(help="Read the held-out reward; tuning must not.")] = True,
     baselines: Annotated[bool, typer.Option(help="Add the task's baselines.")] = True,
     budget: Annotated[
-        str | None, typer.Option(help="Most training cost: rows forward + 2 x backward.")
+        str | None,
+        typer.Option(
+            help="What training may spend: cost=20000 (rows forward + 2 x backward), reward=5000 or seconds=60."
+        ),
     ] = None,
     spec: Annotated[Path | None, typer.Option(help="Rerun a spec.toml, and nothing else.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -48,7 +51,9 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Most network rows at once.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Rerun what is finished.")] = False,
-    tracker: Annotated[_Names | None, typer.Option(help="Trackers told of each run, comma-separated.")] = None,
+    tracker: Annotated[
+        _Names | None, typer.Option(help="Trackers told of each run, comma-separated.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
@@ -88,8 +93,7 @@ def planned(
     budget: str | None = None, out: Path = Path("results"), fresh: bool = False,
 ) -> list[PlannedRun]:  # fmt: skip
     """The runs that a command line stands for."""
-    from dav_bench.config import Layer
-    from dav_bench.layers import config_layer, env_layer, set_layers
+    from dav_bench.layers import budget_layer, config_layer, env_layer, set_layers
     from dav_bench.plugins import catalog
     from dav_bench.tasks import find_task
 
@@ -103,7 +107,7 @@ def planned(
     below = [config_layer(config)] if config else []
     below.append(env_layer(known))
     if budget is not None:
-        below.append(Layer("--budget", {"budget": {"train": budget}}, strict=True))
+        below.append(budget_layer(budget))
     found = [find_task(name) for name in tasks]
     runs: dict[str, PlannedRun] = {}
     for point in set_layers(sets, known):

@@ -41,8 +41,18 @@ class Meter:
         return sum(counts[what] for name, counts in self.phases.items() if not phases or name in phases)
 
     def cost(self, *phases: str) -> float:
-        """forward + 2 * backward, the unit of every budget."""
+        """Network rows forward + 2 * backward."""
         return self.total("forward", *phases) + 2 * self.total("backward", *phases)
+
+    def reward_rows(self, *phases: str) -> float:
+        """Reward rows forward + 2 * backward."""
+        return self.total("reward", *phases) + 2 * self.total("reward_backward", *phases)
+
+    def spent(self, unit: str, *phases: str) -> float:
+        """What a budget counts: `cost`, `reward` (rows) or `seconds`."""
+        if unit == "seconds":
+            return self.total("seconds", *phases)
+        return self.reward_rows(*phases) if unit == "reward" else self.cost(*phases)
 
     def state(self) -> dict[str, dict[str, float]]:
         return {name: dict(counts) for name, counts in self.phases.items()}

@@ -199,7 +199,7 @@ def _changes(spec: RunSpec, default: RunSpec) -> tuple[str, ...] | None:
     return tuple(word for change in changed for word in ("--set", change))
 
 
-_OPTIONAL = {"budget.train", "budget.sample"}
+_OPTIONAL = {"budget.train"}
 
 
 def _settable(spec: RunSpec) -> dict[str, Any]:
