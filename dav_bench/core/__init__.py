@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from .method import Method, Training
     from .model import MeteredReward, Model
     from .noise import Noise
+    from .particles import SMC, Guidance
+    from .preference import KnownPairs, Pairs, Preference
     from .process import GaussianProcess, MaskedProcess
     from .protocols import Batch, Context, Item, Loss, NonFinite, Reward, Searcher, Value
+    from .resample import Interval, Potential, Tempering
     from .search import BestOf, RealSamples, Rollout, Seeds, TreeSearch
     from .steps import GaussianStep, MaskedStep, SingleRevealStep
-    from .value import ExactValue, PosteriorMean
+    from .value import ExactValue, KRollout, Learned, PosteriorMean
 
 _HOME = {
     "fit": ("fit",),
@@ -28,22 +31,31 @@ _HOME = {
     "method": ("Method", "Training"),
     "model": ("MeteredReward", "Model"),
     "noise": ("Noise",),
+    "particles": ("SMC", "Guidance"),
+    "preference": ("KnownPairs", "Pairs", "Preference"),
     "process": ("GaussianProcess", "MaskedProcess"),
     "protocols": ("Batch", "Context", "Item", "Loss", "NonFinite", "Reward", "Searcher", "Value"),
+    "resample": ("Interval", "Potential", "Tempering"),
     "search": ("BestOf", "RealSamples", "Rollout", "Seeds", "TreeSearch"),
     "steps": ("GaussianStep", "MaskedStep", "SingleRevealStep"),
-    "value": ("ExactValue", "PosteriorMean"),
+    "value": ("ExactValue", "KRollout", "Learned", "PosteriorMean"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "SMC",
     "Batch",
     "BestOf",
     "Context",
     "ExactValue",
     "GaussianProcess",
     "GaussianStep",
+    "Guidance",
+    "Interval",
     "Item",
+    "KRollout",
+    "KnownPairs",
+    "Learned",
     "Loss",
     "MaskedProcess",
     "MaskedStep",
@@ -54,13 +66,17 @@ __all__ = [
     "Model",
     "Noise",
     "NonFinite",
+    "Pairs",
     "PosteriorMean",
+    "Potential",
+    "Preference",
     "RealSamples",
     "Reward",
     "Rollout",
     "Searcher",
     "Seeds",
     "SingleRevealStep",
+    "Tempering",
     "Training",
     "TreeSearch",
     "Value",

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model import Model, chunks
 from .noise import Noise
-from .protocols import Context
+from .protocols import Context, Item, Value
 from .steps import MaskedStep, Step
 
 _FLOOR = 1e-6
+
+
+def value_and_grad(
+    value: Value, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(values, gradients, predictions); None for values that are not what was differentiated, and cost rows more."""
+    both = getattr(value, "value_and_grad", None)
+    if both is not None:
+        return both(ctx, model, x, i, noise, cond)  # type: ignore[no-any-return]
+    return (None, *value.grad(ctx, model, x, i, noise, cond))
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,18 @@ class PosteriorMean:
         hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
         return (hard + soft - soft.detach())[..., : x0.shape[-1]]
 
-    @torch.enable_grad()
     def grad(
         self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        grads, preds = [], []
+        return self.value_and_grad(ctx, model, x, i, noise, cond)[1:]
+
+    @torch.enable_grad()
+    def value_and_grad(
+        self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """No values where tokens show the reward something else than what is differentiated."""
+        grads, preds, values = [], [], []
+        same = self.relax == "mean" and (model.process.kind != "masked" or self.lookahead == "mean")
         for c in chunks(len(x), model.micro_batch):
             state = x[c].detach().requires_grad_(True)
             part = None if cond is None else cond[c]
@@ -81,10 +99,12 @@ class PosteriorMean:
             (g,) = torch.autograd.grad(value.sum(), state)
             grads.append(g)
             preds.append(pred.detach())
+            values.append(value.detach())
         ctx.meter.count("backward", len(x))
         ctx.meter.count("reward_backward", len(x))
         total = torch.cat(grads)
-        return (total / len(x) if self.batch == "mean" else total), torch.cat(preds)
+        total = total / len(x) if self.batch == "mean" else total
+        return torch.cat(values) if same else None, total, torch.cat(preds)
 
 
 @dataclass(frozen=True)
@@ -108,10 +128,154 @@ class ExactValue:
     ) -> Tensor:  # fmt: skip
         return self.value(x, i)
 
-    @torch.enable_grad()
     def grad(
         self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        return self.value_and_grad(ctx, model, x, i, noise, cond)[1:]
+
+    @torch.enable_grad()
+    def value_and_grad(
+        self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         state = x.detach().requires_grad_(True)
-        (g,) = torch.autograd.grad(self.value(state, i).sum(), state)
-        return g, model.predict(x, i, cond).detach()
+        value = self.value(state, i)
+        (g,) = torch.autograd.grad(value.sum(), state)
+        return value.detach(), g, model.predict(x, i, cond).detach()
+
+
+@dataclass(frozen=True)
+class KRollout:
+    """V_i(x_i) from the rewards of k samples that the model makes of the state.
+
+    Their mean estimates E[r(x_0) | x_i]; at a temperature, α log mean exp(r / α) estimates the soft value, from
+    below on average (SVDD-MC's target; FK steering's text experiments with `jump`).  Draws have no gradient, so
+    guidance goes by the posterior mean; it only proposes, and weights make up for it.
+
+    Each state costs k (i − 1) network rows beyond its own prediction, none with `jump`, and k reward rows.
+    """
+
+    k: int = 4
+    """Samples for each state."""
+    alpha: float | None = None
+    """Temperature of the soft mean; None: the plain mean."""
+    jump: bool = False
+    """Draw each x_0 from the prediction at x_i in one step (tokens, independently) instead of by all the steps left."""
+
+    uses_prediction = True
+    by_state = False
+    grad_by_state = True
+
+    @torch.no_grad()
+    def __call__(
+        self, ctx: Context, model: Model, x: Tensor, i: int, pred: Tensor | None, noise: Noise,
+        cond: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if i == 0:
+            return ctx.reward(model.decode(model.process.clean(x)), cond)
+        if pred is None:
+            raise ValueError("rollouts start from the prediction at x_i")
+        many, rows = noise.repeat(self.k), torch.arange(len(x), device=x.device).repeat_interleave(self.k)
+        each = None if cond is None else cond[rows]
+        step = model.process.step(pred, x, i).take(rows)
+        if self.jump:
+            x0 = step.clean(many) if isinstance(step, MaskedStep) else step.x0
+        else:
+            state = step.sample(many.fold(i))
+            for j in range(i - 1, 0, -1):
+                state = model.step(state, j, each).sample(many.fold(j))
+            x0 = model.process.clean(state)
+        rewards = ctx.reward(model.decode(x0), each).view(len(x), self.k)
+        if self.alpha is None:
+            return rewards.mean(1)
+        return self.alpha * ((rewards / self.alpha).logsumexp(1) - math.log(self.k))
+
+    def grad(
+        self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return PosteriorMean().grad(ctx, model, x, i, noise, cond)
+
+
+class ValueNetwork(nn.Module):
+    """A small regressor of states and times, 0 before training and the same in every process.
+
+    Vectors (D,) pass through layers; tokens (L, V) and images (C, H, W) through convolutions and a mean over
+    positions.
+    """
+
+    def __init__(self, shape: tuple[int, ...], hidden: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        self.dims = len(shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.dims == 1:
+                first: nn.Module = nn.Linear(shape[0] + 1, hidden)
+                second: nn.Module = nn.Linear(hidden, hidden)
+            elif self.dims == 2:
+                first = nn.Conv1d(shape[1] + 1, hidden, 9, padding=4)
+                second = nn.Conv1d(hidden, hidden, 9, padding=4)
+            else:
+                first = nn.Conv2d(shape[0] + 1, hidden, 3, stride=2, padding=1)
+                second = nn.Conv2d(hidden, hidden, 3, stride=2, padding=1)
+            self.body = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
+            self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """(B,) values of states x (B, ...) at times t (B,)."""
+        x = x.transpose(1, 2) if self.dims == 2 else x
+        time = t.view(-1, *[1] * (x.ndim - 1)).expand(len(x), 1, *x.shape[2:])
+        h = self.body(torch.cat([x, time], 1))
+        return self.head(h.flatten(2).mean(2) if self.dims > 1 else h)[:, 0]
+
+
+class Learned:
+    """V_i(x_i) by a network regressed on the rewards of plain samples: an estimate of E[r(x_0) | x_i] (SVDD-MC).
+
+    The network is `ctx.modules["value"]` where a loss keeps one, else that of `module(model)`, which is made on
+    first use and then kept.  At i = 0 the value is the reward itself.
+    """
+
+    uses_prediction = by_state = grad_by_state = False
+
+    def __init__(self, hidden: int = 64, seed: int = 0, network: nn.Module | None = None) -> None:
+        self.hidden, self.seed, self.network = hidden, seed, network
+
+    def module(self, model: Model) -> nn.Module:
+        """The network, (x, t) -> (B,), made for the states of `model` where it does not exist yet."""
+        if self.network is None:
+            shape = tuple(model.process.prior(Noise.of(0, 1)).shape[1:])
+            self.network = ValueNetwork(shape, self.hidden, self.seed).to(model.device, model.dtype)
+        return self.network
+
+    def _value(self, ctx: Context, model: Model, x: Tensor, i: int | Tensor) -> Tensor:
+        network, t = ctx.modules.get("value") or self.module(model), model.process.time(i, x)
+        return torch.cat([network(x[c], t[c]) for c in chunks(len(x), model.micro_batch)])
+
+    def __call__(
+        self, ctx: Context, model: Model, x: Tensor, i: int, pred: Tensor | None, noise: Noise,
+        cond: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if i == 0:
+            return ctx.reward(model.decode(model.process.clean(x)), cond)
+        with torch.no_grad():
+            return self._value(ctx, model, x, i)
+
+    def grad(
+        self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.value_and_grad(ctx, model, x, i, noise, cond)[1:]
+
+    @torch.enable_grad()
+    def value_and_grad(
+        self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        state = x.detach().requires_grad_(True)
+        value = self._value(ctx, model, state, i)
+        (g,) = torch.autograd.grad(value.sum(), state)
+        with torch.no_grad():
+            return value.detach(), g, model.predict(x, i, cond)
+
+    def loss(self, ctx: Context, item: Item) -> Tensor:
+        """(b,) squared errors of V_i(x_i) against the column `reward`, that of the sample a trajectory ended in."""
+        return (self._value(ctx, ctx.policy, item.x, item.i) - item.columns["reward"].to(item.x)) ** 2
