@@ -267,7 +267,12 @@ class _Composer:
     def _params(self, entry: Entry) -> dict[str, Any]:
         if entry.target != "pair":
             found = resolve(entry.config, self.layers, ["method", entry.name], self.domain, loose=["method"])
-            return self._until_spent(self._note(found, "method"), "method.rounds")
+            values = self._note(found, "method")
+            if not found.errors and hasattr(
+                entry.config, "complete"
+            ):  # what else decides the run: files it reads
+                values = entry.config.complete(values)
+            return self._until_spent(values, "method.rounds")
         from dav_bench.core.method import Training
 
         out: dict[str, Any] = {}
@@ -345,6 +350,17 @@ def trains(entry: Entry) -> bool:
     from dav_bench.core.method import Training
 
     return entry.tunes or (entry.config is not None and issubclass(entry.config, Training))
+
+
+def fits(entry: Entry, task: TaskSpec, catalog: Catalog) -> tuple[str, str]:
+    """Why a method cannot run on a task with its default settings, and the way out; empty where it can."""
+    try:
+        (run, *_) = plan(
+            Request([entry.name], [task], baselines=False, search=None), catalog, Path("no-results"), True
+        )
+    except DavBenchError as err:
+        return " ".join([err.what, *(err.why or "").split()]), err.fix or ""
+    return run.reason, run.fix
 
 
 def _sampler_class(task: TaskSpec) -> type:

@@ -188,7 +188,8 @@ def summary(runs: Sequence[PlannedRun], outcomes: Mapping[Path, str], out: Path,
         rows = [read_row(RunDir.open(r.path)) for r in done if r.task.name == task.name]
         terms = terms_of(task, catalog(), rows[-1].settings, out)
         made = board.build(rows, terms)
-        console().print(formats.rich_table(made))
+        for section in made.budgets or (made.main,):
+            console().print(formats.rich_table(made, section))
     for run in runs:
         if outcomes.get(run.path) not in (None, "done"):
             notice_line(

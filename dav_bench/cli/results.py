@@ -233,7 +233,9 @@ def _print(board: Board) -> None:
         out.print(f"no row under the terms of {board.terms.task} itself yet", markup=False)
     else:
         out.print(formats.rich_table(board, mark=True))
-    for section in board.apart:
+    for section in board.sections[1:]:
         out.print(formats.rich_table(board, section, mark=True))
+        for line in formats.remarks(section):
+            out.print(line, markup=False, style="dim")
     for line in (formats.protocol(board), *formats.notes(board)):
         out.print(line, markup=False, style="dim")

@@ -6,19 +6,13 @@ import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from dav_bench.report.rows import Row
 from dav_bench.report.stats import Interval, interval, reduced, scaled
-from dav_bench.report.terms import Column, Terms, flat
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from dav_bench.store import RunDir
-    from dav_bench.tasks import TaskSpec
+from dav_bench.report.terms import Budget, Column, Terms, flat
 
 REWARD = Column("reward", "train reward", "quality", "up", "sample", summary="the reward that methods see")
 HELDOUT = Column(
@@ -37,6 +31,7 @@ FIRST = ("real", "pretrained")
 
 _DRAWING = "sample"  # the phase of the meter that draws the final samples
 _UNCHARGED = ("eval",)  # the phase that every method has alike
+_TRAINING = ("search", "fit")
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,13 @@ class Section:
     frame: pl.DataFrame
     """label, source, seeds, n, each column and "<column> ±", version, command."""
     reason: str = ""
-    """Why these rows stand apart from the main table; empty for the main table."""
+    """Why these rows do not compare with those of the other tables; empty where they do."""
+    budget: Budget | None = None
+    """What training might spend, where the command said so."""
+    missing: tuple[str, ...] = ()
+    """Methods that could stand here and were not run yet."""
+    unfit: tuple[Mapping[str, str], ...] = ()
+    """Methods that cannot run on the task: `method` and `reason`."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ class Board:
     columns: tuple[Column, ...]
     """Columns with a role; those without a value in any row are left out."""
     main: Section
-    """Comparable rows."""
+    """Rows under the task's own terms, trained as the task or the command says."""
+    budgets: tuple[Section, ...] = ()
+    """The same terms, with training ended by a budget: a table for each."""
     apart: tuple[Section, ...] = ()
     """Rows under other terms, with the reason."""
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """The main table and those apart."""
-        return (self.main, *self.apart)
+        """All tables."""
+        return (self.main, *self.budgets, *self.apart)
 
 
 def build(rows: Sequence[Row], terms: Terms) -> Board:
@@ -75,9 +78,31 @@ def build(rows: Sequence[Row], terms: Terms) -> Board:
     for row in sorted(rows, key=lambda r: (r.label, r.run_id, r.source, r.seed)):
         groups[difference(row.settings, terms.settings)].append(row)
     columns = _present((REWARD, HELDOUT, GAP, *terms.metrics, *COSTS), rows, terms)
-    main = Section(_table(groups.pop("", []), columns, terms))
+    ours: dict[Budget | None, list[Row]] = {None: []}
+    for row in groups.pop("", []):
+        ours.setdefault(Budget.of(row.spec.get("budget", {})), []).append(row)
+    untrained = [row for row in ours[None] if not trained(row)]
+    main = Section(_table(ours.pop(None), columns, terms))
+    budgets = tuple(
+        _budget_section(b, [*untrained, *ours[b]], columns, terms) for b in sorted(filter(None, ours))
+    )
     apart = tuple(Section(_table(groups[reason], columns, terms), reason) for reason in sorted(groups))
-    return Board(terms, columns, main, apart)
+    return Board(terms, columns, main, budgets, apart)
+
+
+def trained(row: Row) -> bool:
+    """Whether anything was spent before the final samples; rows that spent nothing stand in every section."""
+    return any(count for name, phase in row.meter.items() if name in _TRAINING for count in phase.values())
+
+
+def _budget_section(budget: Budget, rows: Sequence[Row], columns: Sequence[Column], terms: Terms) -> Section:
+    """One budget with the rows that it does not touch; what the clock ended has no order but the alphabet's."""
+    frame = _table(rows, columns, terms)
+    if budget.unit == "seconds":
+        frame = frame.sort("label", "id", "source")
+    held = {row.spec["method"] for row in rows}
+    missing = tuple(m["method"] for m in terms.methods if not m["reason"] and m["method"] not in held)
+    return Section(frame, "", budget, missing, tuple(m for m in terms.methods if m["reason"]))
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
@@ -236,19 +261,3 @@ def command(rows: Sequence[Row]) -> str:
             span([r.seed for r in rows]),
         ]
     )
-
-
-def final_table(task: TaskSpec, runs: Sequence[RunDir]) -> Table:
-    """What `dav-bench run` prints at its end: the finished runs of one task side by side.
-
-    Args:
-        task: Their task.
-        runs: Run directories; those that are not done are left out.
-    """
-    from dav_bench.plugins import catalog
-    from dav_bench.report.formats import rich_table
-    from dav_bench.report.rows import read_row
-    from dav_bench.report.terms import terms_of
-
-    rows = [read_row(run, task) for run in runs if run.status == "done"]
-    return rich_table(build(rows, terms_of(task, catalog(), rows[0].settings if rows else {})))

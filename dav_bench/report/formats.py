@@ -119,6 +119,42 @@ def notes(board: Board) -> list[str]:
     return lines
 
 
+_COUNTED = {
+    "cost": "{} network rows (forward + 2 x backward) in search and fit",
+    "reward": "{} reward rows (forward + 2 x backward) in search and fit",
+    "seconds": "{} seconds of search and fit",
+}
+
+
+def heading_of(section: Section) -> str:
+    """What a table other than the main one is called."""
+    if section.budget is not None:
+        return f"Training budget: {section.budget}"
+    return f"Not comparable: {section.reason}"
+
+
+def remarks(section: Section) -> list[str]:
+    """What a table under a budget means, and which methods it lacks, one line each."""
+    if section.budget is None:
+        return []
+    what = _COUNTED[section.budget.unit].format(f"{section.budget.train:,}")
+    lines = [
+        f"Training ended after the round that reached {what}, so the training cost may lie above it by a part of a "
+        "round. Rows that train nothing are those of the first table."
+    ]
+    if section.budget.unit == "seconds":
+        lines.append(
+            "Seconds depend on the machine and on what else it does: these rows are not reproducible, have no rank, "
+            "and stand in the order of the alphabet."
+        )
+    if section.missing:
+        lines.append(f"Not run yet: {', '.join(section.missing)}.")
+    if section.unfit:
+        unfit = "; ".join(f"{m['method']} ({m['reason']})" for m in section.unfit)
+        lines.append(f"Cannot run on this task: {unfit}.")
+    return lines
+
+
 def _commands(board: Board) -> list[str]:
     return list(dict.fromkeys(line for s in board.sections for line in s.frame["command"].to_list()))
 
@@ -156,8 +192,10 @@ def markdown(board: Board) -> str:
     terms = board.terms
     out = [f"# {terms.task}: {terms.title}".rstrip(": "), "", *_grid(*_cells(board.main, board.columns)), ""]
     out += [protocol(board), "", *(f"- {line}" for line in notes(board)), ""]
-    for section in board.apart:
-        out += [f"## Not comparable: {section.reason}", "", *_grid(*_cells(section, board.columns)), ""]
+    for section in board.sections[1:]:
+        out += [f"## {heading_of(section)}", "", *_grid(*_cells(section, board.columns)), ""]
+        if said := remarks(section):
+            out += [*(f"- {line}" for line in said), ""]
     out += ["## How each row was made", "", "```", *_commands(board), "```", ""]
     if terms.reference:
         out += [
@@ -198,11 +236,10 @@ def page(board: Board) -> str:
         f"<p>{esc(protocol(board))}</p>",
     ]
     out += ["<ul>", *(f"<li>{esc(line)}</li>" for line in notes(board)), "</ul>"]
-    for section in board.apart:
-        out += [
-            f"<h2>Not comparable: {esc(section.reason)}</h2>",
-            _html_table(*_cells(section, board.columns)),
-        ]
+    for section in board.sections[1:]:
+        out += [f"<h2>{esc(heading_of(section))}</h2>", _html_table(*_cells(section, board.columns))]
+        if said := remarks(section):
+            out += ["<ul>", *(f"<li>{esc(line)}</li>" for line in said), "</ul>"]
     out += ["<h2>How each row was made</h2>", f"<pre>{esc(chr(10).join(_commands(board)))}</pre>"]
     if terms.reference:
         out.append('<div class="grey"><h2>Published numbers</h2>')
@@ -221,15 +258,16 @@ def _html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def table_csv(board: Board) -> str:
-    """All rows with full precision; `apart` says why a row is not comparable."""
+    """All rows with full precision; `apart` says under which budget, or why a row is not comparable."""
     names = [c for c in board.main.frame.columns if c != "method"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, "apart"])
     for section in board.sections:
+        apart = f"training budget: {section.budget.text}" if section.budget else section.reason
         for line in section.frame.iter_rows(named=True):
             row = ["" if line[c] is None else line[c] for c in names]
-            writer.writerow([repr(v) if isinstance(v, float) else v for v in row] + [section.reason])
+            writer.writerow([repr(v) if isinstance(v, float) else v for v in row] + [apart])
     return out.getvalue()
 
 
@@ -245,10 +283,23 @@ def document(board: Board) -> str:
         "columns": [asdict(c) for c in board.columns],
         "rows": _plain(board.main),
         "apart": [{"reason": s.reason, "rows": _plain(s)} for s in board.apart],
+        **({"budgets": [_budget(s) for s in board.budgets]} if board.budgets else {}),
         "notes": notes(board),
         "reference": terms["reference"],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _budget(section: Section) -> dict[str, Any]:
+    budget = section.budget
+    if budget is None:
+        return {}
+    held = {"unit": budget.unit, "train": budget.train, "reproducible": budget.unit != "seconds"}
+    return held | {
+        "rows": _plain(section),
+        "missing": list(section.missing),
+        "unfit": [dict(m) for m in section.unfit],
+    }
 
 
 def _plain(section: Section) -> list[dict[str, Any]]:
@@ -275,7 +326,8 @@ def rich_table(board: Board, section: Section | None = None, mark: bool = False)
         lines = [[line[0].removesuffix(" (local)"), *line[1:]] for line in lines]
     if len(lines) <= 6:
         header, *lines = [list(column) for column in zip(header, *lines, strict=True)]
-    title = f"not comparable: {section.reason}" if section.reason else board.terms.title or board.terms.task
+    apart = section.budget is not None or section.reason
+    title = heading_of(section) if apart else board.terms.title or board.terms.task
     table = Table(title=Text(title), title_justify="left")
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="right" if i else "left", no_wrap=not i)

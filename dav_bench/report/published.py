@@ -20,7 +20,7 @@ from dav_bench.files import damaged, read_parquet, write_parquet, write_text
 from dav_bench.report.board import Board, build, difference
 from dav_bench.report.formats import render
 from dav_bench.report.rows import Row, read_row
-from dav_bench.report.terms import Terms, default_settings, terms_of
+from dav_bench.report.terms import Terms, default_settings, methods_of, terms_of
 from dav_bench.store import RunDir
 from dav_bench.tasks import TaskSpec
 
@@ -70,6 +70,7 @@ def publish(task: TaskSpec, runs: Sequence[RunDir], path: Path) -> Published:
     from dav_bench.plugins import catalog
 
     terms = terms_of(task, catalog(), default_settings(task, catalog()), path.parent.parent)
+    terms = replace(terms, methods=methods_of(task, catalog()))
     held = {row.identity: row for row in load_published(path)[0]} if path.exists() else {}
     added, left_out = [], []
     for run in sorted(runs, key=lambda r: r.path.as_posix()):

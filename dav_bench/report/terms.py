@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dav_bench.errors import DavBenchError
 from dav_bench.files import read_json
+from dav_bench.layers import BUDGETS, budget_layer
 from dav_bench.tasks import DERIVED, ROLES, TaskSpec
 
 if TYPE_CHECKING:
@@ -47,6 +48,37 @@ class Column:
     """What it is, for the notes under the table."""
 
 
+@dataclass(frozen=True, order=True)
+class Budget:
+    """What training might spend; rows under different budgets stand in different tables."""
+
+    rank: int
+    """Place of the unit in `BUDGETS`."""
+    train: float
+    """The amount."""
+
+    @classmethod
+    def of(cls, budget: Mapping[str, Any]) -> Budget | None:
+        """That of a run's specification; None without one."""
+        train = budget.get("train")
+        if not isinstance(train, int | float):
+            return None
+        return cls(BUDGETS.index(budget.get("unit", BUDGETS[0])), train)
+
+    @property
+    def unit(self) -> str:
+        """cost, reward or seconds."""
+        return BUDGETS[self.rank]
+
+    @property
+    def text(self) -> str:
+        """As --budget takes it."""
+        return f"{self.unit}={self.train}"
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.train:,}"
+
+
 @dataclass(frozen=True)
 class Terms:
     """Everything a board needs besides its rows; stored with published rows, so that they suffice."""
@@ -67,6 +99,8 @@ class Terms:
     """How rewards are reduced over samples."""
     reference: tuple[Mapping[str, str], ...] = ()
     """Published numbers of others: method, metric, value, error, evidence, source, differs."""
+    methods: tuple[Mapping[str, str], ...] = ()
+    """Every method there was when the board was published: `method`, and `reason` why it cannot run on the task."""
 
     def to_json(self) -> str:
         """As text with sorted keys."""
@@ -77,7 +111,8 @@ class Terms:
         """Inverse of `to_json`."""
         values = json.loads(text)
         values["metrics"] = tuple(Column(**c) for c in values["metrics"])
-        values["reference"] = tuple(values["reference"])
+        for key in ("reference", "methods"):
+            values[key] = tuple(values.get(key, ()))
         return cls(**values)
 
 
@@ -141,6 +176,13 @@ def default_settings(task: TaskSpec, catalog: Catalog) -> dict[str, Any]:
     return compared(spec.to_dict())
 
 
+def methods_of(task: TaskSpec, catalog: Catalog) -> tuple[dict[str, str], ...]:
+    """Every registered method with the reason why it cannot run on a task, empty where it can."""
+    from dav_bench.plan import fits
+
+    return tuple({"method": e.name, "reason": fits(e, task, catalog)[0]} for e in catalog.all("methods"))
+
+
 def compared(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a specification that must agree between comparable rows."""
     held = {key: spec.get(key) for key in COMPARED}
@@ -170,6 +212,9 @@ def arguments(spec: RunSpec, task: TaskSpec, catalog: Catalog) -> tuple[str, ...
         given += ["--reward", train]
     if not spec.heldout and "heldout" in task.rewards:
         given.append("--no-heldout")
+    if (budget := Budget.of(spec.budget)) and budget != Budget.of(task.budget):
+        choices["layers"] = [budget_layer(budget.text)]
+        given += ["--budget", budget.text]
     found = []
     for preset in (None, *task.presets):
         try:

@@ -85,6 +85,64 @@ def test_rows_under_other_terms_stand_apart_with_the_reason(row: MakeRow, terms:
     assert difference({"a": {"b": 1}}, {"a": {}}) == "a.b 1 instead of unset"
 
 
+COST, SECONDS = {"unit": "cost", "train": 20000}, {"unit": "seconds", "train": 60}
+
+
+def budgeted(row: MakeRow) -> list[Row]:
+    rows = [row("real"), row("pretrained"), row("best-of-n"), row("dav", 1)]
+    rows += [row(label, budget=COST) for label in ("dav", "dav+tree")]
+    rows += [row(label, budget={"unit": "cost", "train": 500}) for label in ("dav",)]
+    return rows + [row(label, budget=SECONDS) for label in ("dav+tree", "ddpo", "dav")]
+
+
+def test_each_budget_has_a_section_of_its_own(row: MakeRow, terms: Terms) -> None:
+    board = build(budgeted(row), terms)
+    assert board.main.frame["label"].to_list() == ["real", "pretrained", "dav", "best-of-n"]
+    assert [(str(s.budget), s.frame["label"].to_list()) for s in board.budgets] == [
+        ("cost 500", ["real", "pretrained", "dav", "best-of-n"]),
+        ("cost 20,000", ["real", "pretrained", "dav+tree", "dav", "best-of-n"]),
+        ("seconds 60", ["best-of-n", "dav", "dav+tree", "ddpo", "pretrained", "real"]),
+    ]
+    text = render(board, "md")
+    assert text.index("# toy") < text.index("## Training budget: cost 500\n") < text.index("cost 20,000\n")
+    assert text.count("not reproducible") == 1 and text.index("seconds 60\n") < text.index("not reproducible")
+    assert not board.apart and "Not comparable" not in text
+    page, console = render(board, "html"), shown(rich_table(board, board.budgets[1]))
+    assert "<h2>Training budget: seconds 60</h2>" in page and "Training budget: cost 20,000" in console
+
+
+def test_budgets_are_told_in_csv_and_json(row: MakeRow, terms: Terms) -> None:
+    board = build(budgeted(row), terms)
+    lines = list(csv.DictReader(io.StringIO(render(board, "csv"))))
+    assert [sum(r["apart"] == a for r in lines) for a in ("", "training budget: cost=20000")] == [4, 5]
+    held = json.loads(render(board, "json"))["budgets"]
+    assert [(b["unit"], b["train"], b["reproducible"]) for b in held] == [
+        ("cost", 500, True), ("cost", 20000, True), ("seconds", 60, False),
+    ]  # fmt: skip
+    assert [r["label"] for r in held[0]["rows"]] == ["real", "pretrained", "dav", "best-of-n"]
+    assert "budgets" not in json.loads(render(build([row("dav")], terms), "json")), "as it always was"
+
+
+def test_other_terms_stand_apart_under_any_budget(row: MakeRow, terms: Terms) -> None:
+    board = build([row("dav", budget=COST, sampler={"steps": 9})], terms)
+    assert not board.budgets and board.apart[0].reason == "sampler.steps 9 instead of 8"
+
+
+def test_a_section_names_what_was_not_run_and_what_cannot_run(row: MakeRow, terms: Terms) -> None:
+    methods = [{"method": m, "reason": ""} for m in ("best-of-n", "dav", "ddpo", "grpo")]
+    methods.append({"method": "adjoint", "reason": "works on vector"})
+    board = build(budgeted(row), replace(terms, methods=tuple(methods)))
+    assert [s.missing for s in board.budgets] == [("ddpo", "grpo"), ("ddpo", "grpo"), ("grpo",)]
+    text = render(board, "md")
+    assert text.count("- Not run yet: ddpo, grpo.\n") == 2
+    assert text.count("- Cannot run on this task: adjoint (works on vector).\n") == 3
+    assert "Not run yet" not in render(build(make_main(row), replace(terms, methods=tuple(methods))), "md")
+
+
+def make_main(row: MakeRow) -> list[Row]:
+    return [row("real"), row("dav")]
+
+
 def test_settings_that_share_a_label_are_told_apart(row: MakeRow, terms: Terms) -> None:
     rows = [row("dav", params={"width": w, "alpha": 0.5}) for w in (4, 8)]
     labels = build(rows, terms).main.frame["label"].to_list()
@@ -178,7 +236,7 @@ def test_the_terminal_marks_local_rows_when_asked(row: MakeRow, terms: Terms) ->
     board = build([row("dav", source="local"), row("svdd", sampler={"steps": 9})], terms)
     assert "local" not in shown(rich_table(board)) and "dav (local)" in shown(rich_table(board, mark=True))
     apart = shown(rich_table(board, board.apart[0]))
-    assert "svdd" in apart and "not comparable: sampler.steps 9 instead of 8" in apart
+    assert "svdd" in apart and "Not comparable: sampler.steps 9 instead of 8" in apart
 
 
 def shown(table: object) -> str:

@@ -63,6 +63,27 @@ def test_runs_under_other_terms_are_not_published(toy: Path, run_of: RunOf) -> N
         publish(find_task("toy"), failed, board_path(toy / "elsewhere", "toy"))
 
 
+def test_a_budget_is_published_in_its_section_with_what_is_missing(toy: Path, run_of: RunOf) -> None:
+    path = board_path(toy, "toy")
+    publish(find_task("toy"), run_of(methods=["dav"]), path)
+    first = path.with_suffix(".md").read_text()
+    assert "Training budget" not in first and "Not run yet" not in first
+    publish(find_task("toy"), run_of(methods=["dav", "svdd"], seeds=[0, 1], budget="cost=20000"), path)
+    text = path.with_suffix(".md").read_text()
+    section = text.partition("## Training budget: cost 20,000")[2].partition("## ")[0]
+    assert [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| ")][2:] == [
+        "| real", "| pretrained", "| dav+tree", "| dav", "| svdd",
+    ]  # fmt: skip
+    missing = section.partition("Not run yet: ")[2].partition(".\n")[0].split(", ")
+    assert "dav-kl" in missing and not {"dav", "svdd", "real"} & set(missing)
+    assert "dav-bench run --method dav --budget cost=20000 --task toy --seeds 0-1" in text
+    assert "dav-bench run --method svdd --task toy --seeds 0-1" in text
+    assert check(path) == []
+    before = snapshot(path)
+    publish(find_task("toy"), [], path)
+    assert snapshot(path) == before
+
+
 def test_a_stale_or_missing_file_is_named(toy: Path, run_of: RunOf) -> None:
     path = board_path(toy, "toy")
     publish(find_task("toy"), run_of(methods=["dav"]), path)
@@ -103,6 +124,9 @@ def test_nothing_of_the_machine_is_published(toy: Path, run_of: RunOf) -> None:
         {"methods": ["dav"], "search": "best-of", "sets": ["search.n=3"], "preset": "paper"},
         {"methods": [], "pair": ("tree", "forward-kl"), "sets": ["searcher.width=3", "training.rounds=8"]},
         {"methods": ["dav"], "budget": "5000"},
+        {"methods": ["dav", "svdd"], "budget": "reward=5000", "sets": ["dav.rounds=9"]},
+        {"methods": ["dav"], "budget": "seconds=0.5", "preset": "paper"},
+        {"methods": [], "pair": ("tree", "forward-kl"), "budget": "cost=100", "search": "best-of"},
     ],
 )
 def test_the_command_of_a_row_makes_that_row(toy: Path, command: dict[str, object]) -> None:
