@@ -6,13 +6,26 @@ from dataclasses import dataclass
 
 from dav_bench.builtin import parts, toy
 from dav_bench.builtin.gosai import GosaiModel, GosaiReward
-from dav_bench.builtin.methods import DAV, DAVKL, SVDD, BestOfN, Pretrained, Real
+from dav_bench.builtin.methods import (
+    DAV,
+    DAVKL,
+    DDPO,
+    DPO,
+    DPOK,
+    GRPO,
+    SVDD,
+    BestOfN,
+    Pretrained,
+    Real,
+)
+from dav_bench.builtin.methods.gradient import Draft, Drakes
 from dav_bench.hookspecs import Register, hookimpl
 
 _STEP = ("sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference")
 _TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
 _ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
 _FIT = ("step.log_prob", "step.kl if kl", "reference if kl")
+_PATH = ("sample", "step.rsample", "reward.grad")
 _DAV_PAPER = "arXiv:2510.00502"
 
 
@@ -39,6 +52,21 @@ def register_methods(register: Register) -> None:
              summary="search for better trajectories, fit the model to them, repeat", paper=_DAV_PAPER)  # fmt: skip
     register("dav-kl", at + "dav:build", config=DAVKL, requires=(*_TREE, *_ANCHOR, *_FIT), tunes=True, search="tree",
              summary="DAV with a pull to the pretrained model", paper=_DAV_PAPER)  # fmt: skip
+    register("draft", at + "gradient:draft", config=Draft, requires=_PATH, tunes=True, search="tree",
+             summary="reward gradients through the last steps of sampling, without a KL",
+             paper="arXiv:2309.17400")  # fmt: skip
+    register("drakes", at + "gradient:drakes", config=Drakes,
+             requires=(*_PATH, "step.kl if alpha", "reference if alpha"), tunes=True, search="tree",
+             summary="reward gradients through relaxed tokens, and a KL of the path",
+             paper="arXiv:2410.13643")  # fmt: skip
+    register("dpo", at + "preference:build", config=DPO, requires=("sample", "corrupt", "reference"), tunes=True,
+             summary="denoise the preferred sample of each pair better than the other", paper="arXiv:2311.12908")  # fmt: skip
+    register("ddpo", at + "policy:ddpo", config=DDPO, requires=("sample", *_FIT), tunes=True,
+             summary="policy gradient on rewards standardised for each prompt", paper="arXiv:2305.13301")  # fmt: skip
+    register("dpok", at + "policy:dpok", config=DPOK, requires=("sample", *_FIT), tunes=True,
+             summary="policy gradient with a KL to the pretrained model", paper="arXiv:2305.16381")  # fmt: skip
+    register("grpo", at + "policy:grpo", config=GRPO, requires=("sample", *_FIT), tunes=True,
+             summary="policy gradient on rewards relative to a group", paper="arXiv:2505.05470")  # fmt: skip
 
 
 @hookimpl
@@ -73,10 +101,14 @@ def register_models(register: Register) -> None:
     register("gosai", at + "gosai:build", config=GosaiModel, provides=_STEP, domain="sequence",
              summary="published masked diffusion of measured 200-base enhancers (file not shipped)",
              paper="arXiv:2410.13643")  # fmt: skip
-    register("toy-mixture", at + "toy:build_mixture", config=toy.ToyModel, provides=_STEP, domain="vector",
-             summary="mixture of two Gaussians on a line whose exact posterior is known")  # fmt: skip
-    register("toy-tokens", at + "toy:build_tokens", config=toy.ToyTokens, provides=_STEP, domain="sequence",
+    register("toy-mixture", at + "mixture:build_mixture", config=toy.ToyMixture, provides=_STEP, domain="vector",
+             summary="mixture of Gaussians whose exact posterior is known; two on a line by default")  # fmt: skip
+    register("toy-ring", at + "mixture:build_ring", config=toy.ToyModel, provides=_STEP, domain="vector",
+             summary="eight Gaussians on a circle whose exact posterior is known")  # fmt: skip
+    register("toy-tokens", at + "tokens:build_tokens", config=toy.ToyTokens, provides=_STEP, domain="sequence",
              summary="Markov chain of three tokens over four letters whose exact posterior is known")  # fmt: skip
+    register("tfbind8", at + "tokens:build_tfbind8", config=toy.TFBind8, provides=_STEP, domain="sequence",
+             summary="8-mers of human regulatory DNA, a Markov chain of order 3 with its exact posterior")  # fmt: skip
 
 
 @hookimpl
@@ -92,8 +124,12 @@ def register_rewards(register: Register) -> None:
              domain="sequence", summary="the same by the oracle of the other chromosomes")  # fmt: skip
     register("toy-mixture", at + "toy:build_mixture", config=toy.Quadratic, provides="reward.grad", domain="vector",
              summary="minus half the squared distance to a point between the modes")  # fmt: skip
+    register("toy-ring", at + "toy:build_ring", provides="reward.grad", domain="vector",
+             summary="log of a smooth score that rises from mode to mode around the circle")  # fmt: skip
     register("toy-tokens", at + "toy:build_tokens", config=toy.Letters, provides="reward.grad", domain="sequence",
              summary="number of one letter, and half a point for equal ends")  # fmt: skip
+    register("tfbind8", at + "tfbind8:build", provides="reward.grad", domain="sequence",
+             summary="measured binding of SIX6 to the 8-mer (E-score), the truth itself")  # fmt: skip
 
 
 @hookimpl

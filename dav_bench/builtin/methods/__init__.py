@@ -2,5 +2,7 @@
 
 from .baselines import SVDD, BestOfN, Pretrained, Real
 from .dav import DAV, DAVKL
+from .policy import DDPO, DPOK, GRPO
+from .preference import DPO
 
-__all__ = ["DAV", "DAVKL", "SVDD", "BestOfN", "Pretrained", "Real"]
+__all__ = ["DAV", "DAVKL", "DDPO", "DPO", "DPOK", "GRPO", "SVDD", "BestOfN", "Pretrained", "Real"]
