@@ -70,7 +70,7 @@ class TaskSpec:
     exact: bool = False
     """The training reward is the truth (`reward.exact`): nothing is held out and there is no gap."""
     target: Mapping[str, Any] = field(default_factory=dict)
-    """`alpha`: temperature of the target p(x) exp(r(x) / alpha) / Z that metrics compare samples with, for all methods."""
+    """`alpha`: temperature of the exact target p(x) exp(r(x) / alpha) / Z of the metrics, the same for all methods."""
     metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Role (quality, diversity, natural) to metric names, in the order of the table."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
@@ -235,7 +235,8 @@ def _reward_errors(reward: Any) -> list[str]:
     if _exact(reward) and "heldout" in reward:
         found.append("reward.heldout: nothing can be held out of a reward that is the truth (reward.exact)")
     for role, value in reward.items():
-        if role != "exact" and not isinstance(value, str) and not (isinstance(value, dict) and isinstance(value.get("use"), str)):
+        named = isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("use"), str))
+        if role != "exact" and not named:
             found.append(f"reward.{role} must name a reward")
     return found if "train" in reward else [*found, "reward.train must name a reward"]
 
@@ -281,7 +282,7 @@ def check_task(task: TaskSpec, catalog: Catalog) -> None:
         for m in task.metrics[role]:
             metric = catalog.find("metrics", m)
             if metric and "target" in metric.requires:
-                found.append(f"metrics.{role}: {m!r} compares with the exact target; give its temperature, target.alpha")
+                found.append(f"metrics.{role}: {m!r} needs target.alpha, the temperature of the exact target")
     ranked = [*task.rank.get("by", ()), *task.rank.get("gates", {})]
     listed = [*DERIVED, *(m for role in ROLES for m in task.metrics[role])]
     found += [f"rank: {m!r} is no metric of this task{near(m, listed)}" for m in ranked if m not in listed]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dav_bench.builtin.models import toy as models
+from dav_bench.builtin.models import mixture, tokens
 from dav_bench.builtin.rewards import toy as rewards
-from dav_bench.builtin.toy import ToyModel, ToyTokens
+from dav_bench.builtin.toy import ToyMixture, ToyTokens
 from dav_bench.core import Context, Meter, MeteredReward, Model
 
 KINDS = ("mixture", "parallel", "random")
@@ -21,9 +21,9 @@ def model(kind: str, steps: int = 8, dtype: torch.dtype = torch.float64, untrain
     `untrained=False` gives its residual random weights, so that the policy differs from the exact model.
     """
     if kind == "mixture":
-        world = models.build_mixture(ToyModel(hidden=16), {"steps": steps})
+        world = mixture.build_mixture(ToyMixture(hidden=16), {"steps": steps})
     else:
-        world = models.build_tokens(ToyTokens(hidden=16, order=kind), {"steps": steps})
+        world = tokens.build_tokens(ToyTokens(hidden=16, order=kind), {"steps": steps})
     world.to("cpu", dtype).network.eval()
     world.reference()
     if not untrained:

@@ -1,4 +1,4 @@
-"""Settings of the toy worlds, whose every law is known exactly. No torch in here."""
+"""Settings of the worlds whose every law is known exactly. No torch in here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,39 @@ class ToyModel:
 
 
 @dataclass(frozen=True)
+class ToyMixture(ToyModel):
+    """Gaussians of one width, in any number of dimensions."""
+
+    weights: tuple[float, ...] = (0.5, 0.5)
+    """Share of each component."""
+    means: tuple[float, ...] = (-2.0, 2.0)
+    """Means of the components, one after the other; as many numbers for each as there are dimensions."""
+    std: float = 0.5
+    """Standard deviation of every component in every dimension."""
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights) <= 0:
+            raise ValueError(f"weights: expected positive numbers, got {self.weights}")
+        if not self.means or len(self.means) % len(self.weights):
+            raise ValueError(f"means: {len(self.means)} numbers for {len(self.weights)} components")
+        if self.std <= 0:
+            raise ValueError(f"std: expected a positive number, got {self.std}")
+
+
+@dataclass(frozen=True)
 class ToyTokens(ToyModel):
     """Three tokens over four letters, a Markov chain."""
 
     order: Literal["random", "parallel"] = "random"
     """Reveal one token at a time, which is exact, or all at independent times in `sampler.steps` steps."""
+
+
+@dataclass(frozen=True)
+class TFBind8(ToyTokens):
+    """Eight bases of human regulatory DNA, a Markov chain of order 3."""
+
+    hidden: int = 128
+    """Units of each hidden layer of the residual, which is 0 before training."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +57,7 @@ class Quadratic:
     curvature: float = 1.0
     """Second derivative, negated."""
     centre: float = 1.0
-    """Where the reward is 0; between the modes of the mixture, where no data live."""
+    """Where the reward is 0, in every dimension; between the modes of the mixture, where no data live."""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,13 @@ from dav_bench.core import Noise, Rollout
 )  # fmt: skip
 def test_mixture_target(alpha, weights, means, var, log_z, mean, variance):
     network = model("mixture", 200).network
-    w, mu, s2 = network.target(reward("mixture"), alpha)
+    target, integral = network.law.tilt(1 / alpha, 1.0)
+    assert torch.equal(target.means, network.target(reward("mixture"), alpha).means)
+    w, mu, s2 = target.weights, target.means[:, 0], target.var
     assert w.tolist() == pytest.approx(weights, abs=1e-6)
     assert mu.tolist() == pytest.approx(means)
     assert s2 == pytest.approx(var)
+    assert integral == pytest.approx(log_z, abs=1e-6)
     assert float((w * mu).sum()) == pytest.approx(mean, abs=1e-5)
     assert float((w * (mu**2 + s2)).sum() - (w * mu).sum() ** 2) == pytest.approx(variance, abs=1e-5)
     x = torch.linspace(-12, 12, 200_001, dtype=torch.float64)

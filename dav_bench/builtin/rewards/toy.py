@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dav_bench.builtin.toy import Letters, Quadratic
@@ -11,17 +13,43 @@ from dav_bench.builtin.toy import Letters, Quadratic
 
 @dataclass(frozen=True)
 class QuadraticReward:
-    """r(x) = −(a/2) |x − c|²."""
+    """r(x) = −(a/2) |x − (c, ..., c)|²."""
 
     a: float = 1.0
     c: float = 1.0
 
     domain = "vector"
     provides = frozenset({"reward.grad"})
+    bound = 0.0
+    """No sample has more."""
 
     def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
         """(B,) of samples (B, D)."""
         return -self.a / 2 * ((sample - self.c) ** 2).sum(-1)
+
+
+def centres() -> Tensor:
+    """(8, 2) float64 centres of the ring: radius 4/√2, from the top, against the clock."""
+    angle = math.pi / 2 + torch.arange(8, dtype=torch.float64) * math.pi / 4
+    return 4 / math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], -1)
+
+
+class RingReward:
+    """r(x) = log R(x), R = Σ_k (k/7) softmax_k(−|x − c_k|²): cluster k is worth k/7 (FAV, fav-toy/utils_2d.py).
+
+    At α = 1 the target is p R, whose cluster weights are near k/28.  R is smooth, so the first cluster is not empty.
+    """
+
+    domain = "vector"
+    provides = frozenset({"reward.grad"})
+    bound = 0.0
+    """No sample has more."""
+
+    def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B,) of samples (B, 2)."""
+        near = -((sample[:, None] - centres().to(sample)) ** 2).sum(-1)
+        worth = torch.arange(1, 8, device=sample.device, dtype=sample.dtype) / 7
+        return (near[:, 1:] + worth.log()).logsumexp(-1) - near.logsumexp(-1)
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,10 @@ class LetterReward:
 
 def build_mixture(config: Quadratic) -> QuadraticReward:
     return QuadraticReward(config.curvature, config.centre)
+
+
+def build_ring() -> RingReward:
+    return RingReward()
 
 
 def build_tokens(config: Letters) -> LetterReward:
