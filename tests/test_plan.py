@@ -1,12 +1,13 @@
 import fcntl
 import json
 import socket
+from dataclasses import replace
 
 import pytest
 
 from dav_bench.errors import DavBenchError
 from dav_bench.layers import budget_layer, set_layers
-from dav_bench.plan import UNTIL_SPENT, Request, plan
+from dav_bench.plan import UNTIL_SPENT, Request, fits, plan, trains
 from dav_bench.plugins import catalog
 from dav_bench.registry import Catalog, Entry
 from dav_bench.tasks import find_task, read_task
@@ -135,6 +136,18 @@ def test_a_black_box_reward_refuses_guidance_and_says_how_to_go_on(known, task):
     assert not [
         r for r in runs(known, task, reward="blackbox", sets=["dav.guide=false"]) if r.status == "skip"
     ]
+
+
+def test_what_does_not_fit_a_task_comes_with_the_reason_and_a_way_out(known, task):
+    blind = replace(task, rewards={"train": {"use": "blackbox"}})
+    dav, svdd, real = (known.get("methods", name) for name in ("dav", "svdd", "real"))
+    assert fits(dav, task, known) == fits(svdd, blind, known) == ("", "")
+    reason, fix = fits(dav, blind, known)
+    assert reason == "'dav' needs reward.grad; reward 'blackbox' does not give it" and fix
+    assert fits(real, task, known)[0] == "'real' needs data; model 'seq' does not give it"
+    broken = replace(task, methods={"dav": {"widht": 2}})
+    assert "did you mean 'width'" in fits(dav, broken, known)[0]
+    assert [trains(e) for e in (dav, svdd, real)] == [True, False, False]
 
 
 def test_a_model_may_give_a_capability_on_a_condition(known, task):

@@ -87,7 +87,9 @@ LISTED = ("methods", "tasks", "models", "rewards", "searchers", "trainers", "met
 
 def list_components(
     kind: Annotated[str, typer.Argument(help="|".join(LISTED))],
-    fits: Annotated[str | None, typer.Option(help="Only what works on this task.")] = None,
+    fits: Annotated[
+        str | None, typer.Option(help="Say what works on this task, and why the rest does not.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List methods, tasks, models, rewards or metrics."""
@@ -101,21 +103,36 @@ def list_components(
             for path, why in all_tasks().broken.items()
         ]  # fmt: skip
     else:
-        task = find_task(fits) if fits else None
-        entries = [e for e in catalog().all(kind) if task is None or not misfit(e, task)]
-        rows = [
-            {"name": e.name, "summary": e.summary, "needs": ", ".join(e.requires) or ", ".join(e.provides),
-             "domain": e.domain or "any", "from": e.origin}
-            for e in entries
-        ]  # fmt: skip
-        if kind in ("models", "rewards"):
-            rows = [{("gives" if k == "needs" else k): v for k, v in row.items()} for row in rows]
+        rows = [_row(e) for e in catalog().all(kind)]
+        if fits:
+            task = find_task(fits)
+            rows = [_fit(row, *misfit(e, task)) for row, e in zip(rows, catalog().all(kind), strict=True)]
     if json:
         render.emit_json(rows)
-    elif rows:
-        render.table(list(rows[0]), [list(r.values()) for r in rows])
-    else:
-        typer.echo(f"none of the {kind} fits {fits}")
+        return
+    shown = ("name", "fits", "why not", "try", "summary") if fits and kind != "tasks" else tuple(rows[0])
+    render.table(shown, [[_cell(row[k]) for k in shown] for row in rows])
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """A component for `list`."""
+    row = {"name": entry.name, "summary": entry.summary}
+    if entry.kind in ("models", "rewards"):
+        row["gives"] = ", ".join(entry.provides)
+    elif entry.kind != "metrics":
+        row["needs"] = ", ".join(entry.requires)
+    if entry.kind in ("methods", "models"):
+        row["paper"] = entry.paper
+    return row | {"domain": entry.domain or "any", "from": entry.origin}
+
+
+def _fit(row: dict[str, Any], reason: str, fix: str) -> dict[str, Any]:
+    way_out = "" if fix.startswith("dav-bench list") else fix  # this is that list
+    return row | {"fits": not reason, "why not": reason, "try": way_out}
+
+
+def _cell(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _task_row(task: TaskSpec) -> dict[str, Any]:
@@ -123,29 +140,25 @@ def _task_row(task: TaskSpec) -> dict[str, Any]:
             "reward": ", ".join(r["use"] for r in task.rewards.values()), "from": task.origin}  # fmt: skip
 
 
-def misfit(entry: Entry, task: TaskSpec) -> str:
-    """Why a component cannot be used on a task with its default settings; empty when it can."""
+def misfit(entry: Entry, task: TaskSpec) -> tuple[str, str]:
+    """Why a component cannot be used on a task with its default settings, and a way out; empty when it can."""
     known = catalog()
     model = known.find("models", task.model["use"])
     if model is None:
-        return f"model {task.model['use']!r} is not installed"
+        return f"model {task.model['use']!r} is not installed", ""
     if entry.domain and model.domain and entry.domain != model.domain:
-        return f"works on {entry.domain}, the task's model makes {model.domain}"
+        return f"works on {entry.domain}, the task's model makes {model.domain}", ""
     if entry.kind == "methods":
-        from dav_bench.plan import Request, plan
+        from dav_bench.plan import fits
 
-        try:
-            runs = plan(Request([entry.name], [task], baselines=False, search=None), known)
-        except DavBenchError as err:
-            return err.what
-        return next((r.reason for r in runs if r.status == "skip" and r.fix), "")
+        return fits(entry, task, known)
     if entry.kind in ("searchers", "trainers"):
         reward = known.find("rewards", task.rewards["train"]["use"])
         given = {*model.provides, *(reward.provides if reward else ())}
         defaults = vars(entry.settings()) if entry.config else {}
         lacking = sorted(active(entry.requires, defaults) - given)
-        return f"needs {', '.join(lacking)}" if lacking else ""
-    return ""
+        return (f"needs {', '.join(lacking)}" if lacking else ""), ""
+    return "", ""
 
 
 def show(
@@ -173,7 +186,8 @@ def show(
         typer.echo(f"{one.pop('kind')} {one.pop('name')}")
         for key, value in one.items():
             if value:
-                typer.echo(f"  {key:<9} {', '.join(value) if isinstance(value, (list, tuple)) else value}")
+                between = "\n            " if key == "not on" else ", "
+                typer.echo(f"  {key:<9} {between.join(value) if isinstance(value, (list, tuple)) else value}")
         if settings:
             typer.echo("")
             columns = ("setting", "value", "from", "type", "what it is")
@@ -198,11 +212,20 @@ def describe(
         "gives": list(entry.provides),
         "domain": entry.domain,
         "paper": entry.paper,
-        "fits": [name for name, why in fits.items() if not why],
-        "not on": [f"{name} ({why})" for name, why in fits.items() if why],
+        **(_nature(entry) if entry.kind == "methods" else {}),
+        "fits": [name for name, (why, _) in fits.items() if not why],
+        "not on": [
+            f"{name} ({why}{'; try ' + fix if fix else ''})" for name, (why, fix) in fits.items() if why
+        ],
         "origin": f"{entry.origin}, {_target(entry)}",
         "settings": _settings(entry, task, preset, config, sets),
     }
+
+
+def _nature(entry: Entry) -> dict[str, str]:
+    from dav_bench.plan import trains
+
+    return {"trains": "yes" if trains(entry) else "no", "search": entry.search or ""}
 
 
 def _target(entry: Entry) -> str:
@@ -254,7 +277,7 @@ def describe_task(task: TaskSpec) -> dict[str, Any]:
         "sampler": [f"{k} {v}" for k, v in task.sampler.items()],
         "eval": [f"{k} {v}" for k, v in task.eval.items()],
         "presets": list(task.presets),
-        "methods": [e.name for e in catalog().all("methods") if not misfit(e, task)],
+        "methods": [e.name for e in catalog().all("methods") if not misfit(e, task)[0]],
         "paper": task.paper,
         "origin": f"{task.origin}, {task.folder}",
     }

@@ -86,7 +86,7 @@ def test_help_does_not_even_import_plugins(tmp_path):
         (
             ["run", "--method", "dva", "--task", "dna"],
             2,
-            "unknown method 'dva'; did you mean 'dav'?",
+            "unknown method 'dva'; did you mean 'dav'",
             "list methods",
         ),
         (
@@ -111,6 +111,12 @@ def test_help_does_not_even_import_plugins(tmp_path):
             4,
             "cannot be read",
             "--reward",
+        ),
+        (
+            ["run", "--method", "dav", "--task", "dna", "--budget", "second=5"],
+            2,
+            "unknown unit 'second'; did you mean 'seconds'?",
+            "--budget cost=20000",
         ),
         (["run", "--spec", "no.toml"], 2, "no.toml cannot be read", ""),
         (["list", "method"], 2, "did you mean 'methods'", ""),
@@ -187,6 +193,23 @@ def test_show_tells_where_each_value_comes_from(run):
 def test_every_kind_can_be_listed(run, kind):
     rows = json.loads(run("list", kind, "--json").stdout)
     assert rows and all(row["name"] for row in rows)
+
+
+def test_list_says_what_fits_a_task_and_why_the_rest_does_not(run):
+    rows = {r["name"]: r for r in json.loads(run("list", "methods", "--fits", "toy-tokens", "--json").stdout)}
+    assert rows["dav"]["fits"] is True and rows["dav"]["why not"] == "" and rows["dav"]["paper"]
+    assert rows["real"]["fits"] is False and "needs data" in rows["real"]["why not"]
+    assert set(rows) == {r["name"] for r in json.loads(run("list", "methods", "--json").stdout)}
+    text = run("list", "methods", "--fits", "toy-tokens").stdout
+    assert re.search(r"^real +no +'real' needs data", text, re.M) and re.search(r"^dav +yes ", text, re.M)
+
+
+def test_every_method_that_has_one_shows_its_paper_and_all_show_what_they_need(run):
+    rows = json.loads(run("list", "methods", "--json").stdout)
+    own = {"real", "pretrained", "best-of-n"}
+    assert [r["name"] for r in rows if not r["needs"] or not (r["paper"] or r["name"] in own)] == []
+    (shown,) = (s for s in json.loads(run("show", "dav", "--json").stdout) if s["kind"] == "method")
+    assert shown["trains"] == "yes" and shown["search"] == "tree" and "dna" in shown["fits"]
 
 
 def test_env_is_pasteable(run):
