@@ -336,7 +336,8 @@ class _Composer:
         for part, values in needs:
             missing = sorted(active(part.requires, values) - given)
             if missing:
-                return _explain(part, missing, values, train["use"], self.model.name, self.task.name)
+                switch = _switch(self.model, missing[0], self.sampler)
+                return _explain(part, missing, values, train["use"], self.model.name, self.task.name, switch)
             if part.domain and self.domain and part.domain != self.domain:
                 return (
                     f"{part.name!r} works on {part.domain}, model {self.model.name!r} makes {self.domain}",
@@ -385,11 +386,29 @@ def _reward_gives(reward: Mapping[str, Any], catalog: Catalog) -> set[str]:
     return active(catalog.get("rewards", reward["use"]).provides, reward)
 
 
+def _switch(model: Entry, capability: str, sampler: Mapping[str, Any]) -> str:
+    """The sampler setting that keeps a model from giving a capability it has at other values: eta, for densities."""
+    for give in model.provides:
+        name, _, test = give.partition(" if ")
+        key = test.partition("!=")[0]
+        if name == capability and key in sampler and not sampler[key]:
+            return key
+    return ""
+
+
 def _explain(
-    part: Entry, missing: list[str], values: Mapping[str, Any], reward: str, model: str, task: str
+    part: Entry,
+    missing: list[str],
+    values: Mapping[str, Any],
+    reward: str,
+    model: str,
+    task: str,
+    switch: str = "",
 ) -> tuple[str, str]:
     lacking = "reward " + repr(reward) if missing[0].startswith("reward.") else "model " + repr(model)
     why = f"{part.name!r} needs {', '.join(missing)}; {lacking} does not give it"
+    if switch:
+        return f"{why} with sampler.{switch}=0", f"--set sampler.{switch}=1"
     for need in part.requires:
         name, _, test = need.partition(" if ")
         if name == missing[0] and test and "=" not in test and isinstance(values.get(test), bool):

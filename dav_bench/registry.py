@@ -223,7 +223,7 @@ def _names(value: str | Iterable[str], key: str, name: str) -> tuple[str, ...]:
 def active(conditions: Iterable[str], values: Mapping[str, Any]) -> set[str]:
     """Capabilities whose condition holds: "reward.grad if guide" counts when `values["guide"]` is truthy.
 
-    "a if not b" negates, and "a if field=value" compares as text.
+    "a if not b" negates; "a if field=value" and "a if field!=value" compare as text, or as numbers where both are.
     """
     return {c.split(" if ")[0] for c in conditions if _holds(c, values)}
 
@@ -232,9 +232,19 @@ def _holds(condition: str, values: Mapping[str, Any]) -> bool:
     _, _, test = condition.partition(" if ")
     if not test:
         return True
+    if "!=" in test:
+        key, _, wanted = test.partition("!=")
+        return not _same(values.get(key.strip()), wanted.strip())
     if "=" in test:
         key, _, wanted = test.partition("=")
-        return str(values.get(key.strip())) == wanted.strip()
+        return _same(values.get(key.strip()), wanted.strip())
     if test.startswith("not "):
         return not values.get(test[4:].strip())
     return bool(values.get(test.strip()))
+
+
+def _same(value: Any, text: str) -> bool:
+    try:
+        return float(value) == float(text)
+    except (TypeError, ValueError):
+        return str(value) == text
