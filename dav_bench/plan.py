@@ -268,10 +268,9 @@ class _Composer:
         if entry.target != "pair":
             found = resolve(entry.config, self.layers, ["method", entry.name], self.domain, loose=["method"])
             values = self._note(found, "method")
-            if not found.errors and hasattr(
-                entry.config, "complete"
-            ):  # what else decides the run: files it reads
-                values = entry.config.complete(values)
+            complete = getattr(entry.config, "complete", None)
+            if complete is not None and not found.errors:  # what else decides the run: the files it reads
+                values = complete(values)
             return self._until_spent(values, "method.rounds")
         from dav_bench.core.method import Training
 

@@ -87,11 +87,12 @@ class RunSpec:
         return replace(self, search=None)
 
     def canonical(self) -> dict[str, Any]:
-        """What is hashed: all fields, with file rewards by content rather than path."""
+        """What is hashed: all fields, with files of rewards and pairs by content rather than path."""
         out = self.to_dict()
-        for reward in out["rewards"].values():
-            if "sha256" in reward:
-                reward["use"] = reward["use"].replace("\\", "/").rsplit("/", 1)[-1]
+        for held in (*out["rewards"].values(), out["params"]):
+            for key in ("use", "pairs"):
+                if held.get("sha256") and key in held:
+                    held[key] = held[key].replace("\\", "/").rsplit("/", 1)[-1]
         return {"identity": IDENTITY_VERSION, **out}
 
     def to_dict(self) -> dict[str, Any]:
