@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .model import MeteredReward, Model
     from .noise import Noise
     from .particles import SMC, Guidance
+    from .pathwise import Pathwise
     from .preference import KnownPairs, Pairs, Preference
     from .process import GaussianProcess, MaskedProcess
     from .protocols import Batch, Context, Item, Loss, NonFinite, Reward, Searcher, Value
@@ -32,6 +33,7 @@ _HOME = {
     "model": ("MeteredReward", "Model"),
     "noise": ("Noise",),
     "particles": ("SMC", "Guidance"),
+    "pathwise": ("Pathwise",),
     "preference": ("KnownPairs", "Pairs", "Preference"),
     "process": ("GaussianProcess", "MaskedProcess"),
     "protocols": ("Batch", "Context", "Item", "Loss", "NonFinite", "Reward", "Searcher", "Value"),
@@ -67,6 +69,7 @@ __all__ = [
     "Noise",
     "NonFinite",
     "Pairs",
+    "Pathwise",
     "PosteriorMean",
     "Potential",
     "Preference",

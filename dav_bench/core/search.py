@@ -184,7 +184,7 @@ class Seeds:
     def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
         process = ctx.policy.process
         x = process.pack(process.prior(noise.fold(_PRIOR), dtype=ctx.policy.dtype))
-        unknown = torch.full((len(noise),), torch.nan, device=x.device)
+        unknown = torch.full((len(noise),), torch.nan, dtype=ctx.policy.dtype, device=x.device)
         return Batch(torch.stack([x, x]), unknown, cond=cond, keys=noise, unit="sample")
 
 

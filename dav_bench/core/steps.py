@@ -53,7 +53,8 @@ class GaussianStep:
     def sample(self, noise: Noise) -> Tensor:
         return self.rsample(noise).detach()
 
-    def rsample(self, noise: Noise, tau: float = 1.0) -> Tensor:
+    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False) -> Tensor:
+        """A sample as a function of the mean; `tau` and `soft` are for tokens."""
         return self.mean + self.std * noise.normal(*self.mean.shape[1:], dtype=self.mean.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -137,13 +138,19 @@ class MaskedStep:
         drawn = torch.zeros_like(self.x).scatter_(-1, token, 1.0)
         return torch.where(self.masked > 0, drawn, self.x)
 
-    def rsample(self, noise: Noise, tau: float = 1.0) -> Tensor:
-        """(B, L, V + 1) straight-through Gumbel-softmax: hard forward, soft backward."""
+    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False) -> Tensor:
+        """(B, L, V + 1) Gumbel-softmax: straight through (hard forward, soft backward), or `soft` both ways.
+
+        A relaxed state is drawn anew to the share that is masked in it and copied to the rest (DRAKES,
+        drakes_dna/diffusion_gosai_update.py).
+        """
         gumbel = noise.gumbel(*self.x.shape[1:], dtype=self.x.dtype)
-        soft = ((self._law().clamp_min(-1e6) + gumbel) / tau).softmax(-1)
-        hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+        drawn = ((self._law().clamp_min(-1e6) + gumbel) / tau).softmax(-1)
+        if soft:
+            return self.masked * drawn + (1 - self.masked) * self.x
+        hard = F.one_hot(drawn.argmax(-1), drawn.shape[-1]).to(drawn.dtype)
         masked = self.masked.detach()
-        return masked * (hard + soft - soft.detach()) + (1 - masked) * self.x
+        return masked * (hard + (drawn - drawn.detach())) + (1 - masked) * self.x
 
     def log_prob(self, x: Tensor) -> Tensor:
         """(B,) for one-hot `x`; −inf where a revealed position differs from the present state."""
@@ -163,11 +170,14 @@ class MaskedStep:
         return _rows(torch.where(mean != 0, mean * law, torch.zeros_like(law)) * (self.masked > 0))
 
     def kl(self, other: MaskedStep) -> Tensor:
-        """KL(self || other), (B,): token laws at the rate of reveal, and the rates where a tilt changed them."""
+        """KL(self || other), (B,): token laws at the rate of reveal, and the rates where a tilt changed them.
+
+        A position of a relaxed state counts to the share that is masked in it.
+        """
         p, q, r, s = self.log_probs, other.log_probs, self.reveal, other.reveal
         stay = torch.where(r < 1, (1 - r) * (torch.log1p(-r) - torch.log1p(-s)), torch.zeros_like(r * s))
         rate = r * (r.log() - s.log()) + stay
-        return _rows((self.masked > 0) * (r * (p.exp() * (p - q)).sum(-1, keepdim=True) + rate))
+        return _rows(self.masked.detach() * (r * (p.exp() * (p - q)).sum(-1, keepdim=True) + rate))
 
     def tilt(self, g: Tensor, rate: bool = False) -> MaskedStep:
         """p(x) exp<g, x>.
@@ -217,10 +227,10 @@ class SingleRevealStep(MaskedStep):
         chosen = F.one_hot(position, self.x.shape[1])[..., None] > 0
         return torch.where(chosen, full, self.x)
 
-    def rsample(self, noise: Noise, tau: float = 1.0) -> Tensor:
+    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False) -> Tensor:
         order = torch.where(self._alive(), self.order, torch.zeros_like(self.order))
         chosen = F.one_hot(noise.fold(1).categorical(order), self.x.shape[1])[..., None] > 0
-        full = MaskedStep(self.log_probs, self.reveal, self.x).rsample(noise.fold(2), tau)
+        full = MaskedStep(self.log_probs, self.reveal, self.x).rsample(noise.fold(2), tau, soft)
         return torch.where(chosen, full, self.x)
 
     def log_prob(self, x: Tensor) -> Tensor:
