@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .model import Model
 from .noise import Noise
@@ -131,26 +131,6 @@ class KnownPairs:
         )
 
 
-class Watch(nn.Module):
-    """What a preference loss notices while it fits: running means in the stats of the batch being fitted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stats: dict[str, float] = {}
-        self.seen = 0
-
-    def start(self, stats: dict[str, float]) -> None:
-        self.stats, self.seen = stats, 0
-
-    def add(self, **values: Tensor) -> None:
-        """Takes (b,) values of some items into the means."""
-        n = len(next(iter(values.values())))
-        self.seen += n
-        for name, value in values.items():
-            mean = self.stats.get(name, 0.0)
-            self.stats[name] = mean + (float(value.detach().double().sum()) - n * mean) / self.seen
-
-
 @dataclass(frozen=True)
 class Preference(Loss):
     """DPO on denoising errors: winners denoised better than by the reference, losers worse.
@@ -184,14 +164,9 @@ class Preference(Loss):
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, not {self.draws}")
 
-    def modules(self, ctx: Context) -> dict[str, nn.Module]:
-        return {"watch": Watch()}
-
     def prepare(self, ctx: Context, batch: Batch, noise: Noise) -> None:
         if "loser" not in batch.per_sample:
             raise ValueError("a preference loss needs pairs; use the searcher Pairs")
-        if isinstance(watch := ctx.modules.get("watch"), Watch):
-            watch.start(batch.stats)
 
     def active(self, batch: Batch) -> Tensor:
         return batch.per_sample["weight"] > 0
@@ -260,14 +235,9 @@ class Preference(Loss):
         each, gain, error = self.logits(ctx, clean, noisy, i, cond)  # type: ignore[arg-type]
         each, gain, error = (v.view(-1, d) for v in (each, gain, error))
         logit = each if self.average == "loss" else each.mean(1, keepdim=True)
-        if isinstance(watch := ctx.modules.get("watch"), Watch):
-            mean = each.mean(1)
-            watch.add(
-                accuracy=(mean.sign() + 1) / 2,  # a half where nothing was learned yet
-                winner_gain=gain.mean(1),
-                clipped=((logit.abs() > self.clip) if self.clip else torch.zeros_like(logit))
-                .double()
-                .mean(1),
-            )
+        item.note("accuracy", (each.mean(1).sign() + 1) / 2)  # a half where nothing was learned yet
+        item.note("winner_gain", gain.mean(1))
+        if self.clip is not None:
+            item.note("clipped", (logit.abs() > self.clip).double().mean(1))
         loss = preference_loss(logit, self.clip).mean(1)
         return item.columns["weight"].to(loss) * (loss + self.sft * error.mean(1) if self.sft else loss)

@@ -26,8 +26,8 @@ from dav_bench.core import (
     Training,
     fit,
 )
-from dav_bench.core.fit import gradient, optimizer
-from dav_bench.core.preference import Watch, preference_loss, preferred
+from dav_bench.core.fit import gradient, noted, optimizer
+from dav_bench.core.preference import preference_loss, preferred
 from dav_bench.errors import DavBenchError
 
 
@@ -332,7 +332,6 @@ def trained(swap: bool = False, rounds: int = 40) -> tuple[float, float]:
         draws=6, times="stratified", average="logit", lr=1e-2, schedule="linear", updates=4, samples=256
     )
     method = build(settings)
-    ctx.modules = method.loss.modules(ctx)
     target = ctx.policy.network.target(ctx.reward.reward, 1.0)
     opt = optimizer(ctx.policy.trainable(), method.training)
     before = chain_law(ctx.policy)
@@ -423,7 +422,6 @@ def test_ties_are_counted_and_have_no_weight():
     assert float(batch.per_sample["weight"].mean()) == pytest.approx(1.0)
     same = setting("random")
     same.reward.reward = lambda x, c=None: torch.zeros(len(x))
-    same.modules = {"watch": Watch()}
     tied = Pairs()(same, Noise.of(0, 10))
     before = [p.clone() for p in same.policy.trainable().values()]
     training = Training()
@@ -480,14 +478,14 @@ def test_times_of_the_draws():
 
 def test_logits_can_be_clipped_and_winners_held():
     ctx, batch = pairs_of("mixture", untrained=False)
-    ctx.modules = {"watch": Watch()}
     loss = Preference(beta=1e4, clip=0.5)
     loss.prepare(ctx, batch, Noise.of(0, 1))
     value = loss(ctx, item_of(ctx, batch))
     low, high = (float(preference_loss(torch.tensor(v))) for v in (0.5, -0.5))
     value = value.detach()[loss.active(batch)]
     assert low - 1e-6 <= float(value.min()) and float(value.max()) <= high + 1e-6
-    assert 0 < batch.stats["clipped"] <= 1 and 0 <= batch.stats["accuracy"] <= 1
+    stats = noted(batch)
+    assert 0 < stats["clipped"] <= 1 and 0 < stats["accuracy"] < 1
     plain = Preference(beta=1e4)(ctx, item_of(ctx, batch))
     held = Preference(beta=1e4, sft=0.1)(ctx, item_of(ctx, batch))
     assert bool((held > plain).all())
