@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dav_bench.builtin import parts, toy
+from dav_bench.builtin import particles, parts, toy
 from dav_bench.builtin.gosai import GosaiModel, GosaiReward
 from dav_bench.builtin.methods import (
     DAV,
@@ -13,19 +13,29 @@ from dav_bench.builtin.methods import (
     DPO,
     DPOK,
     GRPO,
+    RWR,
     SVDD,
+    VIDD,
+    VMPO,
     BestOfN,
     Pretrained,
     Real,
 )
 from dav_bench.builtin.methods.gradient import Draft, Drakes
+from dav_bench.builtin.methods.weighted import RewardWeighted
 from dav_bench.hookspecs import Register, hookimpl
 
 _STEP = ("sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference")
+_GAUSSIAN = tuple(
+    name if name not in ("step.log_prob", "step.tilt", "step.kl") else f"{name} if eta!=0" for name in _STEP
+)  # a deterministic chain has no densities
 _TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
 _ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
 _FIT = ("step.log_prob", "step.kl if kl", "reference if kl")
+_PARTICLES = ("step", "step.log_prob", "reference if anchor=ref")  # copies of a particle part by noise alone
+_GUIDED = (*_PARTICLES, "step.tilt", "reward.grad")
 _PATH = ("sample", "step.rsample", "reward.grad")
+_WEIGHTED = ("step.log_prob if target=transition", "corrupt if target=denoise")
 _DAV_PAPER = "arXiv:2510.00502"
 
 
@@ -48,6 +58,20 @@ def register_methods(register: Register) -> None:
              summary="the best of n samples of the pretrained model")  # fmt: skip
     register("svdd", at + "baselines:svdd", config=SVDD, requires=(*_TREE, *_ANCHOR), search="tree",
              summary="tree search on the pretrained model at test time", paper="arXiv:2408.08252")  # fmt: skip
+    register("smc", at + "particles:smc", config=particles.SMC, requires=_PARTICLES, search="smc",
+             summary="particles weighed by look-ahead reward and resampled",
+             paper="doi:10.1049/ip-f-2.1993.0015")  # fmt: skip
+    register("tds", at + "particles:tds", config=particles.TDS, requires=_GUIDED, search="tds",
+             summary="particles on steps tilted by the reward gradient, with exact weights",
+             paper="arXiv:2306.17775")  # fmt: skip
+    register("das", at + "particles:das", config=particles.DAS, requires=_GUIDED, search="das",
+             summary="the same with the reward tempered in", paper="arXiv:2501.05803")  # fmt: skip
+    register("fk", at + "particles:fk", config=particles.FK, requires=_PARTICLES, search="fk",
+             summary="particles steered by Feynman-Kac potentials, the best one kept",
+             paper="arXiv:2501.06848")  # fmt: skip
+    register("guidance", at + "particles:guidance", config=particles.Guidance, search="guidance",
+             requires=("step", "step.tilt", "reward.grad"), paper="arXiv:2209.14687",
+             summary="steps tilted by the reward gradient, without weights (DPS, classifier guidance)")  # fmt: skip
     register("dav", at + "dav:build", config=DAV, requires=(*_TREE, *_ANCHOR, *_FIT), tunes=True, search="tree",
              summary="search for better trajectories, fit the model to them, repeat", paper=_DAV_PAPER)  # fmt: skip
     register("dav-kl", at + "dav:build", config=DAVKL, requires=(*_TREE, *_ANCHOR, *_FIT), tunes=True, search="tree",
@@ -67,6 +91,14 @@ def register_methods(register: Register) -> None:
              summary="policy gradient with a KL to the pretrained model", paper="arXiv:2305.16381")  # fmt: skip
     register("grpo", at + "policy:grpo", config=GRPO, requires=("sample", *_FIT), tunes=True,
              summary="policy gradient on rewards relative to a group", paper="arXiv:2505.05470")  # fmt: skip
+    register("rwr", at + "weighted:rwr", config=RWR, requires=("sample", *_WEIGHTED), tunes=True,
+             summary="maximum likelihood of own samples, weighted by reward", paper="arXiv:2305.13301")  # fmt: skip
+    register("vidd", at + "weighted:vidd", config=VIDD, tunes=True,
+             requires=("sample", "step.log_prob", "reference if prior=ref"),
+             summary="distil the soft-optimal step of a lagged model", paper="arXiv:2507.00445")  # fmt: skip
+    register("vmpo", at + "weighted:vmpo", config=VMPO, tunes=True,
+             requires=("sample", "step.log_prob", "step.kl if kl", "reference"),
+             summary="least variance of log importance weights", paper="arXiv:2602.12229")  # fmt: skip
 
 
 @hookimpl
@@ -84,12 +116,26 @@ def register_searchers(register: Register) -> None:
     )
     register("tree", at + "tree", config=parts.Tree, requires=(*_TREE, *_ANCHOR),
              summary="children at each step, one picked by its look-ahead reward")  # fmt: skip
+    at = "dav_bench.builtin.particles:"
+    register("smc", at + "smc", config=particles.SMC, requires=_PARTICLES,
+             summary="particles weighed by look-ahead reward and resampled")  # fmt: skip
+    register("tds", at + "tds", config=particles.TDS, requires=_GUIDED,
+             summary="particles on steps tilted by the reward gradient, with exact weights")  # fmt: skip
+    register("das", at + "das", config=particles.DAS, requires=_GUIDED,
+             summary="the same with the reward tempered in")  # fmt: skip
+    register("fk", at + "fk", config=particles.FK, requires=_PARTICLES,
+             summary="particles steered by Feynman-Kac potentials, the best one kept")  # fmt: skip
+    register("guidance", at + "guidance", config=particles.Guidance,
+             requires=("step", "step.tilt", "reward.grad"),
+             summary="steps tilted by the reward gradient, without weights")  # fmt: skip
 
 
 @hookimpl
 def register_trainers(register: Register) -> None:
     register("forward-kl", "dav_bench.builtin.parts:forward_kl", config=parts.ForwardKL, requires=_FIT,
              summary="maximum likelihood of the trajectories found, with an optional KL pull")  # fmt: skip
+    register("reward-weighted", "dav_bench.builtin.methods.weighted:reward_weighted", config=RewardWeighted,
+             requires=_WEIGHTED, summary="maximum likelihood of the samples found, weighted by reward")  # fmt: skip
 
 
 @hookimpl
@@ -101,9 +147,9 @@ def register_models(register: Register) -> None:
     register("gosai", at + "gosai:build", config=GosaiModel, provides=_STEP, domain="sequence",
              summary="published masked diffusion of measured 200-base enhancers (file not shipped)",
              paper="arXiv:2410.13643")  # fmt: skip
-    register("toy-mixture", at + "mixture:build_mixture", config=toy.ToyMixture, provides=_STEP, domain="vector",
+    register("toy-mixture", at + "mixture:build_mixture", config=toy.ToyMixture, provides=_GAUSSIAN, domain="vector",
              summary="mixture of Gaussians whose exact posterior is known; two on a line by default")  # fmt: skip
-    register("toy-ring", at + "mixture:build_ring", config=toy.ToyModel, provides=_STEP, domain="vector",
+    register("toy-ring", at + "mixture:build_ring", config=toy.ToyModel, provides=_GAUSSIAN, domain="vector",
              summary="eight Gaussians on a circle whose exact posterior is known")  # fmt: skip
     register("toy-tokens", at + "tokens:build_tokens", config=toy.ToyTokens, provides=_STEP, domain="sequence",
              summary="Markov chain of three tokens over four letters whose exact posterior is known")  # fmt: skip

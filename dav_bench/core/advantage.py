@@ -42,7 +42,9 @@ def grouped(batch: Batch, size: int) -> Tensor:
         return prompt_keys(batch.cond).unique(return_inverse=True)[1]
     n = len(batch.reward)
     if n % size:
-        raise ValueError(f"{n} samples do not fall into groups of {size}; choose samples as a multiple of group")
+        raise ValueError(
+            f"{n} samples do not fall into groups of {size}; choose samples as a multiple of group"
+        )
     return torch.arange(n, device=batch.reward.device) // size
 
 
@@ -132,7 +134,9 @@ class PromptStatistics(nn.Module):
         """Adds rewards (n,) of a prompt, oldest first; returns those now held."""
         window = self.rewards.shape[1]
         kept = rewards[-window:].double()
-        at = (self.seen[row] + len(rewards) - len(kept) + torch.arange(len(kept), device=kept.device)) % window
+        at = (
+            self.seen[row] + len(rewards) - len(kept) + torch.arange(len(kept), device=kept.device)
+        ) % window
         self.rewards[row, at] = kept
         self.seen[row] += len(rewards)
         return self.rewards[row, : min(window, int(self.seen[row]))]

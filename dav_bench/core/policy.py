@@ -22,7 +22,9 @@ from .steps import MaskedStep, Step
 CLIPS = {"sum": 0.2, "mean": 1e-4}
 """Ratio clips for each reduction: PPO's (arXiv 1707.06347) for ratios of whole steps; for ratios of per-dimension
 means that of the DDPO, DPOK and Flow-GRPO releases, exp(±1.6) of the whole on 16,384 dimensions."""
-_FAR = 30.0  # log-ratios beyond this are held there: exp would overflow, and inf · 0 is NaN in the backward pass
+_FAR = (
+    30.0  # log-ratios beyond this are held there: exp would overflow, and inf · 0 is NaN in the backward pass
+)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def stochastic(ctx: Context, batch: Batch) -> Tensor:
     T, process = batch.steps, ctx.policy.process
     if process.kind != "gaussian":
         return torch.ones(T, dtype=torch.bool, device=batch.states.device)
-    x = batch.states[0, :1]  # the spread of a step is a matter of the schedule: any state and prediction will do
+    x = batch.states[
+        0, :1
+    ]  # the spread of a step is a matter of the schedule: any state and prediction will do
     flags = [process.step(x, x, i).stochastic for i in range(T, 0, -1)]
     return torch.tensor(flags, device=batch.states.device)
