@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adjoint import AdjointMatching
+    from .advantage import PerGroup, PerPrompt, Scaled
     from .fit import fit
     from .losses import MaximumLikelihood
     from .meter import Meter
@@ -17,15 +19,21 @@ if TYPE_CHECKING:
     from .noise import Noise
     from .particles import SMC, Guidance
     from .pathwise import Pathwise
+    from .policy import PolicyGradient
     from .preference import KnownPairs, Pairs, Preference
     from .process import GaussianProcess, MaskedProcess
     from .protocols import Batch, Context, Item, Loss, NonFinite, Reward, Searcher, Value
     from .resample import Interval, Potential, Tempering
     from .search import BestOf, RealSamples, Rollout, Seeds, TreeSearch
+    from .stein import Stein
     from .steps import GaussianStep, MaskedStep, SingleRevealStep
     from .value import ExactValue, KRollout, Learned, PosteriorMean
+    from .variance import LogVariance
+    from .weighted import GainWeights, RewardWeights, WeightedLikelihood
 
 _HOME = {
+    "adjoint": ("AdjointMatching",),
+    "advantage": ("PerGroup", "PerPrompt", "Scaled"),
     "fit": ("fit",),
     "losses": ("MaximumLikelihood",),
     "meter": ("Meter",),
@@ -34,22 +42,28 @@ _HOME = {
     "noise": ("Noise",),
     "particles": ("SMC", "Guidance"),
     "pathwise": ("Pathwise",),
+    "policy": ("PolicyGradient",),
     "preference": ("KnownPairs", "Pairs", "Preference"),
     "process": ("GaussianProcess", "MaskedProcess"),
     "protocols": ("Batch", "Context", "Item", "Loss", "NonFinite", "Reward", "Searcher", "Value"),
     "resample": ("Interval", "Potential", "Tempering"),
     "search": ("BestOf", "RealSamples", "Rollout", "Seeds", "TreeSearch"),
+    "stein": ("Stein",),
     "steps": ("GaussianStep", "MaskedStep", "SingleRevealStep"),
     "value": ("ExactValue", "KRollout", "Learned", "PosteriorMean"),
+    "variance": ("LogVariance",),
+    "weighted": ("GainWeights", "RewardWeights", "WeightedLikelihood"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "SMC",
+    "AdjointMatching",
     "Batch",
     "BestOf",
     "Context",
     "ExactValue",
+    "GainWeights",
     "GaussianProcess",
     "GaussianStep",
     "Guidance",
@@ -58,6 +72,7 @@ __all__ = [
     "KRollout",
     "KnownPairs",
     "Learned",
+    "LogVariance",
     "Loss",
     "MaskedProcess",
     "MaskedStep",
@@ -70,19 +85,26 @@ __all__ = [
     "NonFinite",
     "Pairs",
     "Pathwise",
+    "PerGroup",
+    "PerPrompt",
+    "PolicyGradient",
     "PosteriorMean",
     "Potential",
     "Preference",
     "RealSamples",
     "Reward",
+    "RewardWeights",
     "Rollout",
+    "Scaled",
     "Searcher",
     "Seeds",
     "SingleRevealStep",
+    "Stein",
     "Tempering",
     "Training",
     "TreeSearch",
     "Value",
+    "WeightedLikelihood",
     "fit",
 ]
 

@@ -199,9 +199,9 @@ class PerGroup:
     A group whose rewards are all equal tells nothing and gets 0.
     """
 
-    size: int = 24
+    size: int = 8
     std: Literal["group", "batch", "none"] = "group"
-    """`none` subtracts the mean alone, so that the KL weight is a temperature in units of the reward."""
+    """`none` subtracts the mean of the others alone, so that the KL weight is a temperature in units of reward."""
     floor: float = 1e-4
     clip: float | None = 5.0
 
@@ -214,7 +214,8 @@ class PerGroup:
         batch.stats["zero_variance"] = float((own.std == 0).double().mean())
         alike = (own.std == 0)[group]
         if self.std == "none":
-            return torch.where(alike, 0.0, r - own.mean[group]).to(batch.reward)
+            n = group.bincount()[group]  # with the sample itself in the mean, all would be short by (n − 1)/n
+            return torch.where(alike, 0.0, (r - own.mean[group]) * n / (n - 1).clamp_min(1)).to(batch.reward)
         every = Moments.of(r, torch.zeros_like(group)).std.expand(len(r))
         spread = own.std[group] if self.std == "group" else every
         return standardised(batch, own.mean[group], spread, self.floor, self.clip, alike)

@@ -108,8 +108,9 @@ class GRPO(PolicyTraining):
     """AdamW learning rate."""
     kl: float = 0.04
     """Weight of KL(model || pretrained) for each step."""
-    group: int = 24
-    """Samples compared with each other: those of one prompt, or without prompts so many in a row."""
+    group: int = 8
+    """Samples compared with each other where there are no prompts (SEPO, on tokens, has 8 and Flow-GRPO 24); with
+    prompts a group is the samples of one prompt."""
     std: Literal["group", "batch", "none"] = "group"
     """Spread rewards are divided by: the group's (paper), the batch's (release), or none (kl is a temperature then)."""
     clip_advantage: float = 5.0
