@@ -141,11 +141,19 @@ class MaskedStep:
     def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False) -> Tensor:
         """(B, L, V + 1) Gumbel-softmax: straight through (hard forward, soft backward), or `soft` both ways.
 
-        A relaxed state is drawn anew to the share that is masked in it and copied to the rest (DRAKES,
+        A relaxed state is drawn anew to the share that is masked in it and copied to the rest.  Where its largest
+        class is a token it counts as revealed, so that the draw is that token or the mask (DRAKES,
         drakes_dna/diffusion_gosai_update.py).
         """
         gumbel = noise.gumbel(*self.x.shape[1:], dtype=self.x.dtype)
-        drawn = ((self._law().clamp_min(-1e6) + gumbel) / tau).softmax(-1)
+        law = self._law()
+        if soft:
+            mask = law.shape[-1] - 1
+            top = self.x.argmax(-1, keepdim=True)
+            kept = torch.full_like(law[..., :-1], -math.inf).scatter(-1, top.clamp_max(mask - 1), 0.0)
+            held = torch.cat([kept + self.reveal.log(), law[..., -1:]], -1)
+            law = torch.where(top == mask, law, held)
+        drawn = ((law.clamp_min(-1e6) + gumbel) / tau).softmax(-1)
         if soft:
             return self.masked * drawn + (1 - self.masked) * self.x
         hard = F.one_hot(drawn.argmax(-1), drawn.shape[-1]).to(drawn.dtype)

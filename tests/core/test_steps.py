@@ -90,6 +90,19 @@ def test_rsample_is_a_valid_draw_with_a_gradient(kind, state, tau, deviation):
     assert not logits.grad[0, ~masked].any()
 
 
+def test_a_relaxed_position_whose_largest_class_is_a_token_counts_as_revealed():
+    """Its share of the mask goes to that token or stays, by Gumbel-softmax of their two chances (DRAKES)."""
+    x = torch.tensor([[[0.7, 0.1, 0.2], [0.1, 0.3, 0.6], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    step = MaskedStep(masked_step("parallel", "all masked").log_probs, torch.full((1, 1, 1), 0.3), x)
+    noise, tau = Noise.of(3, 1), 0.5
+    drawn = (step.rsample(noise, tau, soft=True) - (1 - x[..., -1:]) * x) / x[..., -1:]
+    gumbel = noise.gumbel(L, V + 1, dtype=torch.float64)[0]
+    chance = torch.tensor([0.3, 0.0, 0.7], dtype=torch.float64)  # token 0 is kept if revealed
+    assert torch.allclose(drawn[0, 0], ((chance.log() + gumbel[0]) / tau).softmax(-1), atol=1e-7)
+    assert torch.allclose(drawn.sum(-1), torch.ones(1, L, dtype=torch.float64), atol=1e-12)
+    assert (drawn[0, 1:] > 0).all(), "a position that is mostly masked draws from all tokens"
+
+
 @both
 @pytest.mark.parametrize("mask_channel", [True, False])
 def test_full_tilt_is_the_exponential_tilt(kind, mask_channel):
