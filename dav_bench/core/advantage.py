@@ -120,12 +120,12 @@ class PromptStatistics(nn.Module):
 
     def row(self, key: Tensor) -> tuple[int, bool]:
         """Row of a prompt, and whether another prompt was forgotten for it."""
-        held = ((self.keys == key) & (self.seen > 0)).nonzero()
+        held = ((self.keys == key) & (self.used > 0)).nonzero()
         if len(held):
             row, forgot = int(held[0]), False
         else:
             row = int(self.used.argmin())  # 0 where a row is free
-            forgot = bool(self.seen[row] > 0)
+            forgot = bool(self.used[row] > 0)
             self.keys[row], self.seen[row] = key, 0
         self.used[row] = self.used.max() + 1
         return row, forgot
