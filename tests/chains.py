@@ -57,7 +57,7 @@ class LinearProcess:
         return (torch.as_tensor(i).expand(len(x)) / self.T).to(x.dtype)
 
     def prior(self, noise: Noise, dtype: torch.dtype = torch.float64) -> Tensor:
-        return self.chain.start + noise.normal(*self.shape, dtype=dtype)
+        return self.chain.start + self.chain.spread * noise.normal(*self.shape, dtype=dtype)
 
     def step(self, pred: Tensor, x: Tensor, i: int | Tensor) -> GaussianStep:
         """N(k_i x + c_i + pred, s_i²); `x0` is E[x_0 | x_i] where later steps are those of the chain."""
@@ -80,6 +80,8 @@ class Chain:
     dim: int = 1
     start: float = 0.0
     """Mean of the prior."""
+    spread: float = 1.0
+    """Standard deviation of the prior; 0 starts all in one state, as masks do."""
 
     def reward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """(B,) b Σ_d x_d of (B, D)."""
@@ -125,14 +127,14 @@ class Chain:
 
     @property
     def prior_shift(self) -> float:
-        """What it adds to the mean of the prior: A_T / α."""
-        return float(self.A[-1]) / self.alpha
+        """What it adds to the mean of the prior: A_T / α at spread 1."""
+        return self.spread**2 * float(self.A[-1]) / self.alpha
 
     @property
     def marginal(self) -> tuple[float, float]:
         """Mean and variance of x_0 in one dimension under the reference."""
         mean = float(self.gain[-1] * self.start + self.rest[-1])
-        return mean, float(self.gain[-1] ** 2 + (self.gain[:-1] ** 2 * self.s**2).sum())
+        return mean, float(self.spread**2 * self.gain[-1] ** 2 + (self.gain[:-1] ** 2 * self.s**2).sum())
 
     @property
     def target(self) -> tuple[float, float]:

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from .model import Model, distinct
 from .noise import Noise
+from .process import Process
 from .protocols import Batch, Context, NonFinite, Value
 from .resample import RESAMPLERS, Interval, Potential, Tempering, ess
 from .search import _CHILD, _GUIDE, _PICK, _PRIOR, _VALUE, Known, _table, evaluate
 from .steps import Step
-from .value import PosteriorMean, value_and_grad
+from .value import PosteriorMean, has_joint_gradient, value_and_grad
 
 _RESAMPLE = 6  # purposes of noise go on from those of the tree search
 
@@ -49,6 +50,9 @@ class _World:
     model: Model
     noise: Noise
     cond: Tensor | None
+    random: frozenset[int]
+    """Grid indices whose step is a draw.  Before a deterministic one there is nothing to guide, copies would stay
+    copies, and what it leads to is weighed itself."""
 
 
 def look(world: _World, value: Value, parents: Known | None, x: Tensor, i: int, score: bool) -> Seen:
@@ -100,7 +104,7 @@ def look_and_lean(world: _World, value: Value, parents: Seen | None, x: Tensor, 
     seen = Seen(x, preds[mine], None, grads[mine])
     if not score:
         return seen
-    if made is not None and made[0] is not None:
+    if has_joint_gradient(value, model):
         values, _ = _table(held.value, first, base, wanted, lambda _: made[0])  # type: ignore[index,return-value]
         return replace(seen, value=values[mine])
     if not value.by_state:
@@ -159,9 +163,10 @@ class Weights:
 class SMC:
     """N particles for each sample, weighed towards p(x_0) exp(r / α) / Z and resampled within their group.
 
-    Rows for each sample and T steps: N T network rows forward (and N T backward with `guide`); N rewards for each
-    weighed state and N for x_0, and N T more for gradients that are not those of the values.  Equal masked states
-    share rows.  `anchor="ref"` adds N T rows of the pretrained model.
+    Rows for each sample and T steps, R of them random (R = T − 1 for DDPM, whose last step is not): N T network
+    rows forward and, with `guide`, N R backward; N rewards for x_0 and for each weighed state, R of these at most,
+    and N R more where the gradient is not that of the value.  Equal masked states share rows.  `anchor="ref"` adds
+    N T rows of the pretrained model.
 
     `log_z` estimates log Z of that anchor: exp(log_z) is unbiased for any value and schedule fixed in advance;
     adaptive tempering costs a bias of order 1/N.
@@ -180,7 +185,7 @@ class SMC:
     potential: Potential = field(default_factory=Potential)
     tempering: Tempering = field(default_factory=Tempering)
     points: Interval = field(default_factory=Interval)
-    """States that are weighed."""
+    """States that are weighed, those before a deterministic step left out."""
     ess: float = 0.5
     """Resample a group whose effective share of particles is below this; 1: at every weighed state."""
     resampler: Literal["multinomial", "systematic", "stratified", "ssp"] = "systematic"
@@ -214,6 +219,8 @@ class SMC:
 
     def _weigh(self, w: Weights, value: Tensor, i: int, steps: int) -> None:
         value = value.double().view_as(w.log)
+        if not value.isfinite().all():
+            raise NonFinite("the look-ahead value", int((~value.isfinite()).sum()), value.numel())
         if w.base is None:
             # clamped potentials are meant in absolute terms
             w.base = value.amax(1, keepdim=True) * (self.potential.clamp is None)
@@ -227,7 +234,8 @@ class SMC:
             w.share = torch.full_like(w.share, self.tempering.share(i, steps))
         scale = w.share[:, None] / self.alpha
         new = self.potential.log(w.run, value, w.given, scale, last=i == 0)
-        w.given = w.given + new
+        # a difference that was clamped is not made up for by the next one
+        w.given = scale * w.run if self.potential.kind == "diff" else w.given + new
         w.add(new)
         w.least = torch.minimum(w.least, ess(w.log) / w.log.shape[1])
 
@@ -237,7 +245,8 @@ class SMC:
         `before` are the potentials given up to here without this state's.
         """
         n = w.log.shape[1]
-        due = ess(w.log) < self.ess * n if self.ess < 1 else torch.ones_like(w.dead)
+        low = ess(w.log) < self.ess * n * (1 + 1e-9)  # rounding must not decide a tie
+        due = low if self.ess < 1 else torch.ones_like(low)
         index, straight = None, torch.arange(n, device=w.log.device).expand_as(w.log)
         if due.any() and n > 1:
             drawn = RESAMPLERS[self.resampler](w.log.softmax(1), noise)
@@ -294,11 +303,12 @@ class SMC:
             raise ValueError("output 'all' gives one group to several samples, whose conditions differ")
         return noise[:: self.particles], None if cond is None else cond[:: self.particles]
 
-    def _look(self, world: _World, parents: Seen | None, x: Tensor, i: int, points: frozenset[int]) -> Seen:
+    def _look(self, world: _World, parents: Seen | None, x: Tensor, i: int) -> Seen:
         """What is needed of the states at i; at 0 that is the reward."""
         if i > 0:
-            how = look_and_lean if self.guide else look
-            return how(world, self.value, parents, x, i, i in points)
+            how = look_and_lean if self.guide and i in world.random else look
+            score = i in world.random and i in self.points(world.model.process.T)
+            return how(world, self.value, parents, x, i, score)
         # the posterior mean's value of a state that is clean already is its reward
         held = parents if isinstance(self.value, PosteriorMean) else None
         known = evaluate(world.ctx, world.model, held, x, 0, world.noise, PosteriorMean(), world.cond)
@@ -310,17 +320,17 @@ class SMC:
         process = model.process
         slots, part = self._groups(noise, cond)
         many = slots if n == 1 else slots.repeat(n)  # one particle is a plain sample of its slot
-        world = _World(ctx, model, many, None if part is None else part.repeat_interleave(n, 0))
-        points = self.points(process.T)
         x = process.prior(many.fold(_PRIOR), dtype=model.dtype)
+        each = None if part is None else part.repeat_interleave(n, 0)
+        world = _World(ctx, model, many, each, self._random(process, x[:1]))
         w = Weights.equal(len(slots), n, x.device)
         states: list[Tensor] = [process.pack(x)]
         ancestors: list[Tensor | None] = []
         root = torch.arange(len(x), device=x.device)
-        seen = self._look(world, None, x, process.T, points)
+        seen = self._look(world, None, x, process.T)
         for i in range(process.T, 0, -1):
             index = None
-            if i in points and seen.value is not None:
+            if seen.value is not None:
                 before = w.given
                 self._weigh(w, seen.value, i, process.T)
                 index = self._resample(w, before, slots.fold(i, _RESAMPLE))
@@ -339,7 +349,7 @@ class SMC:
             states.append(process.pack(x))
             ancestors.append(index)
             root = root if index is None else root[index]
-            seen = self._look(world, seen, x, i - 1, points)
+            seen = self._look(world, seen, x, i - 1)
         reward: Tensor = seen.value  # type: ignore[assignment]
         self._weigh(w, reward, 0, process.T)
         chosen = self._chosen(w, reward.view_as(w.log), slots, len(noise))
@@ -352,6 +362,12 @@ class SMC:
             log_z=log_z[chosen // n] if self.unbiased else None,
             keys=noise,
         )
+
+    @staticmethod
+    def _random(process: Process, x: Tensor) -> frozenset[int]:
+        """Grid indices whose step is a draw: a matter of the schedule, so any state and prediction will do."""
+        every = range(1, process.T + 1)
+        return frozenset(i for i in every if process.kind == "masked" or process.step(x, x, i).stochastic)
 
     @staticmethod
     def _paths(states: list[Tensor], ancestors: list[Tensor | None], chosen: Tensor) -> Tensor:
@@ -383,7 +399,8 @@ class Guidance:
 
     For a Gaussian step the mean moves by scale s² ∇V (Chung et al. 2023 with this step size); for tokens the
     letters' logits, and with `rate` what is revealed, move as in TDS.  Exact where V is linear and the chain is
-    Gaussian; else biased, more so for a larger scale.  T network rows forward and backward for each sample.
+    Gaussian; else biased, more so for a larger scale.  T network rows forward for each sample, and one backward
+    for each random step.
     """
 
     scale: float = 10.0

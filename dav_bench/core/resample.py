@@ -62,13 +62,12 @@ def ssp(weights: Tensor, noise: Noise) -> Tensor:
     for j in range(1, n):
         a, b = part[rows, held], part[:, j]
         both = a + b
-        over = both >= 1
-        # below 1 one of the two goes on with the sum, a with chance a / (a + b); else one is rounded up to 1
-        chance = torch.where(over, (1 - b) / (2 - both).clamp_min(1e-300), b / both.clamp_min(1e-300))
-        settled = u[:, j] < chance  # a is settled (up if `over`, else down) and b goes on
-        counts[rows, held] += (over & settled).to(counts)
-        counts[:, j] += (over & ~settled).to(counts)
-        held = torch.where(settled, j, held)
+        over = both >= 1  # one becomes 1, else one becomes 0: the same at a sum of 1, where rounding decides
+        chance = torch.where(over, (1 - b) / (2 - both).clamp_min(1e-300), a / both.clamp_min(1e-300))
+        first = u[:, j] < chance  # a becomes 1, or is not the one that becomes 0
+        counts[rows, held] += (over & first).to(counts)
+        counts[:, j] += (over & ~first).to(counts)
+        held = torch.where(over == first, j, held)
         part[rows, held] = both - over.to(both)
     counts[rows, held] += n - counts.sum(1)  # the last part is 0 or 1 up to rounding
     place = torch.arange(n, dtype=torch.float64, device=weights.device).expand(groups, n) + 0.5

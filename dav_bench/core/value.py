@@ -18,13 +18,18 @@ from .steps import MaskedStep, Step
 _FLOOR = 1e-6
 
 
+def has_joint_gradient(value: Value, model: Model) -> bool:
+    """Whether the value itself is differentiated, so that it comes with its gradient and costs no more rows."""
+    joint = getattr(value, "joint", None)
+    return bool(joint(model)) if joint is not None else False
+
+
 def value_and_grad(
     value: Value, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(values, gradients, predictions); None for values that are not what was differentiated, and cost rows more."""
-    both = getattr(value, "value_and_grad", None)
-    if both is not None:
-        return both(ctx, model, x, i, noise, cond)  # type: ignore[no-any-return]
+    """(values, gradients, predictions); no values where the gradient is not theirs."""
+    if has_joint_gradient(value, model):
+        return value.value_and_grad(ctx, model, x, i, noise, cond)  # type: ignore[attr-defined,no-any-return]
     return (None, *value.grad(ctx, model, x, i, noise, cond))
 
 
@@ -82,13 +87,16 @@ class PosteriorMean:
     ) -> tuple[Tensor, Tensor]:
         return self.value_and_grad(ctx, model, x, i, noise, cond)[1:]
 
+    def joint(self, model: Model) -> bool:
+        """Tokens may show the reward something else than what is differentiated."""
+        return self.relax == "mean" and (model.process.kind != "masked" or self.lookahead == "mean")
+
     @torch.enable_grad()
     def value_and_grad(
         self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """No values where tokens show the reward something else than what is differentiated."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(rewards of the relaxed predictions, their gradients, predictions)."""
         grads, preds, values = [], [], []
-        same = self.relax == "mean" and (model.process.kind != "masked" or self.lookahead == "mean")
         for c in chunks(len(x), model.micro_batch):
             state = x[c].detach().requires_grad_(True)
             part = None if cond is None else cond[c]
@@ -104,7 +112,7 @@ class PosteriorMean:
         ctx.meter.count("reward_backward", len(x))
         total = torch.cat(grads)
         total = total / len(x) if self.batch == "mean" else total
-        return torch.cat(values) if same else None, total, torch.cat(preds)
+        return torch.cat(values), total, torch.cat(preds)
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,9 @@ class ExactValue:
         self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         return self.value_and_grad(ctx, model, x, i, noise, cond)[1:]
+
+    def joint(self, model: Model) -> bool:
+        return True
 
     @torch.enable_grad()
     def value_and_grad(
@@ -265,6 +276,9 @@ class Learned:
         self, ctx: Context, model: Model, x: Tensor, i: int, noise: Noise, cond: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         return self.value_and_grad(ctx, model, x, i, noise, cond)[1:]
+
+    def joint(self, model: Model) -> bool:
+        return True
 
     @torch.enable_grad()
     def value_and_grad(
