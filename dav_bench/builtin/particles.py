@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dav_bench.builtin.parts import value
+
 if TYPE_CHECKING:
     from dav_bench.core import Searcher
     from dav_bench.core.protocols import Value
@@ -59,8 +61,8 @@ class TDS(SMC):
     """What the reward sees of a noisy sample; the probabilities are what the gradient is taken of."""
     tilt: Literal["full", "letters"] = "full"
     """Tilt what is revealed and as which letter (paper), or letters alone."""
-    relax: Literal["mean", "gumbel"] = "mean"
-    """Gradient on tokens goes through probabilities, or a straight-through Gumbel draw."""
+    relax: Literal["mean", "gumbel", "gumbel-release"] = "mean"
+    """Gradient on tokens goes through probabilities, a Gumbel draw, or a released one (probabilities as logits)."""
     strength: float = 1.0
     """Factor on the tilt; weights make up for any."""
 
@@ -153,18 +155,14 @@ class Guidance:
     """Factor on the gradient; 1 / α for a tilt exp(r / α)."""
     tilt: Literal["full", "letters"] = "full"
     """Tilt what is revealed and as which letter, or letters alone."""
-    relax: Literal["mean", "gumbel"] = "mean"
-    """Gradient on tokens goes through probabilities, or a straight-through Gumbel draw."""
+    relax: Literal["mean", "gumbel", "gumbel-release"] = "mean"
+    """Gradient on tokens goes through probabilities, a Gumbel draw, or a released one (probabilities as logits)."""
     on: Literal["policy", "ref"] = "policy"
     """Steps of the current model, or of the pretrained one."""
 
 
-def _value(c: Particles, relax: Literal["mean", "gumbel"] = "mean", soften: float | None = None) -> Value:
-    from dav_bench.core import KRollout, PosteriorMean
-
-    if c.lookahead in ("draws", "rollout"):
-        return KRollout(c.draws, c.alpha if soften is None else soften, jump=c.lookahead == "draws")
-    return PosteriorMean(c.lookahead, relax)  # type: ignore[arg-type]
+def _value(c: Particles, relax: str = "mean", soften: float | None = None) -> Value:
+    return value(c.lookahead, c.draws, c.alpha if soften is None else soften, relax)
 
 
 def _shared(c: Particles) -> dict[str, Any]:

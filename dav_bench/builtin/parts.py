@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from dav_bench.core import Loss, Searcher
+    from dav_bench.core import KRollout, Loss, PosteriorMean, Searcher
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ class Tree:
     """Weigh children against the current model, or against the pretrained one."""
     on: Literal["policy", "ref"] = "policy"
     """Propose from the current model, or from the pretrained one (no hill climbing)."""
-    lookahead: Literal["mode", "mean", "sample"] = "mode"
-    """What the reward sees of a noisy sequence: its likeliest tokens, their probabilities, or one draw."""
+    lookahead: Literal["mode", "mean", "sample", "draws", "rollout"] = "mode"
+    """What the reward sees of a noisy sequence: its likeliest tokens, their probabilities, one draw, or several clean
+    draws or continuations whose rewards are averaged softly."""
+    draws: int = 4
+    """Clean draws or continuations of a state, for the last two."""
     relax: Literal["mean", "gumbel", "gumbel-release"] = "mean"
     """Guidance on tokens goes through probabilities, a Gumbel draw, or the release's draw (probabilities as logits)."""
     batch: Literal["sum", "mean"] = "sum"
@@ -93,8 +96,19 @@ def best_of(c: BestOf) -> Searcher:
     return BestOf(c.n)
 
 
+def value(
+    lookahead: str, draws: int, alpha: float, relax: str = "mean", batch: str = "sum"
+) -> PosteriorMean | KRollout:
+    """The look-ahead value that settings of a search name; `alpha` is the temperature of a soft mean over draws."""
+    from dav_bench.core import KRollout, PosteriorMean
+
+    if lookahead in ("draws", "rollout"):
+        return KRollout(draws, alpha, jump=lookahead == "draws")
+    return PosteriorMean(lookahead, relax, batch)  # type: ignore[arg-type]
+
+
 def tree(c: Tree, keep: Literal["", "lookahead", "mean"] = "") -> Searcher:
-    from dav_bench.core import PosteriorMean, TreeSearch
+    from dav_bench.core import TreeSearch
 
     return TreeSearch(
         width=c.width,
@@ -108,7 +122,7 @@ def tree(c: Tree, keep: Literal["", "lookahead", "mean"] = "") -> Searcher:
         advance=c.advance,
         last=c.last,
         on=c.on,
-        value=PosteriorMean(c.lookahead, c.relax, c.batch),
+        value=value(c.lookahead, c.draws, c.alpha, c.relax, c.batch),
         keep=keep,
     )
 

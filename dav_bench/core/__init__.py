@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .adjoint import AdjointMatching
     from .advantage import PerGroup, PerPrompt, Scaled
     from .fit import fit
-    from .losses import MaximumLikelihood
+    from .losses import MaximumLikelihood, ValueRegression
     from .meter import Meter
     from .method import Method, Training
     from .model import MeteredReward, Model
@@ -35,7 +35,7 @@ _HOME = {
     "adjoint": ("AdjointMatching",),
     "advantage": ("PerGroup", "PerPrompt", "Scaled"),
     "fit": ("fit",),
-    "losses": ("MaximumLikelihood",),
+    "losses": ("MaximumLikelihood", "ValueRegression"),
     "meter": ("Meter",),
     "method": ("Method", "Training"),
     "model": ("MeteredReward", "Model"),
@@ -104,6 +104,7 @@ __all__ = [
     "Training",
     "TreeSearch",
     "Value",
+    "ValueRegression",
     "WeightedLikelihood",
     "fit",
 ]

@@ -55,7 +55,7 @@ def gradient(
         mean = value.sum() / len(index)
         if mean.requires_grad:  # a constant has no gradient: DDPO's clipped ratios, for example
             mean.backward()
-        if batch.unit == "step":  # losses that run whole trajectories count their own rows
+        if batch.unit == "step" and loss.trains_policy:  # losses that run whole trajectories count their own rows
             ctx.meter.count("backward", len(live[c]))
         total += float(mean.detach())
     return total

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model import Model
+from .noise import Noise
 from .process import GaussianProcess, MaskedProcess
 from .protocols import Batch, Context, Item, Loss
 from .steps import GaussianStep, MaskedStep, Step
+from .value import Learned
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,31 @@ class MaximumLikelihood(Loss):
         a = model.process.share(item.i, item.x)
         eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (step.x0 - ref.x0)
         return (eps**2).flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class ValueRegression(Loss):
+    """(V_i(x_i) − r(x_0))² over plain samples: what a learned look-ahead value is fitted to (SVDD-MC).
+
+    The policy stays as it is; the value's network is kept as `value` beside it.
+    """
+
+    value: Learned
+
+    requires = frozenset({"sample"})
+    trains_policy = False
+
+    def modules(self, ctx: Context) -> dict[str, nn.Module]:
+        return {"value": self.value.module(ctx.policy)}
+
+    def prepare(self, ctx: Context, batch: Batch, noise: Noise) -> None:
+        batch.per_sample["reward"] = batch.reward
+        batch.stats["reward_std"] = float(batch.reward.double().std(correction=0))
+
+    def __call__(self, ctx: Context, item: Item) -> Tensor:
+        loss = self.value.loss(ctx, item)
+        item.note("value_error", loss.sqrt())
+        return loss
 
 
 @contextmanager

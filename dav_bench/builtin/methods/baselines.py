@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dav_bench.builtin import parts
-from dav_bench.core.method import Method
+from dav_bench.core.method import Method, Training
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,26 @@ class SVDD(parts.Tree):
     """Candidates per sample and denoising step."""
 
 
+@dataclass(frozen=True)
+class SVDDMC(Training):
+    """Tree search on the pretrained model by a value learned from its own samples (arXiv 2408.08252, Monte Carlo)."""
+
+    rounds: int = 10
+    """Rounds: one batch of plain samples each, and a fit of the value to their rewards."""
+    updates: int = 4
+    """Passes over a round's items."""
+    lr: float = 1e-3
+    """AdamW learning rate of the value."""
+    hidden: int = 64
+    """Channels of the value's network."""
+    width: int = 10
+    """Candidates per sample and denoising step."""
+    alpha: float = 0.1
+    """Temperature: lower searches harder."""
+    select: Literal["sample", "argmax"] = "sample"
+    """Draw a child by its weight, or take the best (release)."""
+
+
 def real(c: Real) -> Method:
     from dav_bench.core import RealSamples
 
@@ -53,3 +74,11 @@ def best_of_n(c: BestOfN) -> Method:
 
 def svdd(c: SVDD) -> Method:
     return Method(parts.tree(c))
+
+
+def svdd_mc(c: SVDDMC) -> Method:
+    from dav_bench.core import Learned, Rollout, TreeSearch, ValueRegression
+
+    value = Learned(c.hidden)
+    search = TreeSearch(c.width, c.alpha, select=c.select, value=value)
+    return Method(Rollout(), ValueRegression(value), Training.of(c), sampler=search)
