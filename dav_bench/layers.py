@@ -72,6 +72,8 @@ def task_layers(task: TaskSpec, preset: str | None) -> list[Layer]:
     """The task file and, where named, one of its presets."""
     own = {"method": task.methods, "sampler": task.sampler, "eval": task.eval, "budget": task.budget}
     own |= {"model": task.model, "reward": task.rewards}
+    if task.target:  # exact samples are those of the task's own target
+        own["method"] = {"exact": task.target, **task.methods}
     layers = [from_table("task file", own)]
     if preset is not None:
         if preset not in task.presets:

@@ -486,9 +486,13 @@ class _Run:
 
     def _metric_context(self, rewards: dict[str, Any]) -> Any:
         from dav_bench.builtin.metrics.base import MetricContext
+        from dav_bench.core import Rollout
 
+        plain = isinstance(self.sampler(), Rollout)
+        reward: Any = self.ctx.reward
         return MetricContext(task=self.task, pretrained=lambda: self.reference, rewards=rewards,
-                             seed=int(self.spec.eval["seed"]), device=self.machine.device)  # fmt: skip
+                             seed=int(self.spec.eval["seed"]), device=self.machine.device,
+                             reward=reward.reward, policy=(lambda: self.model) if plain else None)  # fmt: skip
 
     def _measure(self, batch: Batch) -> tuple[dict[str, tuple[float, int]], dict[str, Any]]:
         """Metrics as (value, samples) by name, and the columns of samples.parquet."""
@@ -517,6 +521,8 @@ class _Run:
                     if name in metrics or entry is None:  # a reward, or the gap that boards derive
                         continue
                     value = entry.load()(samples, ctx)
+                    if value is None:  # has no meaning for these samples
+                        continue
                     if entry.unit == "sample":
                         columns[f"metric.{name}"] = value
                         value = np.mean(value) if entry.reduce == "mean" else np.median(value)

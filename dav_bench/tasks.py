@@ -250,8 +250,8 @@ def _target_errors(target: Any) -> list[str]:
         return []
     found = [f"target.{k}: unknown key{near(k, ('alpha',))}" for k in target if k != "alpha"]
     alpha = target.get("alpha")
-    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not number or not 0 < alpha < float("inf"):
+    number = alpha if isinstance(alpha, int | float) and not isinstance(alpha, bool) else 0
+    if not 0 < number < float("inf"):
         found.append(f"target.alpha: expected a temperature above 0, got {alpha!r}")
     return found
 

@@ -54,6 +54,8 @@ def register_methods(register: Register) -> None:
              summary="real samples of the task's test set: the yardstick")  # fmt: skip
     register("pretrained", at + "baselines:pretrained", config=Pretrained, requires="sample", seeded=False,
              summary="samples of the model before any alignment")  # fmt: skip
+    register("exact", "dav_bench.builtin.exact:build", config=toy.Exact, requires="target", seeded=False,
+             summary="exact samples of the tilted law, where it is known: the yardstick")  # fmt: skip
     register("best-of-n", at + "baselines:best_of_n", config=BestOfN, requires="sample", search="best-of",
              summary="the best of n samples of the pretrained model")  # fmt: skip
     register("svdd", at + "baselines:svdd", config=SVDD, requires=(*_TREE, *_ANCHOR), search="tree",
@@ -147,13 +149,17 @@ def register_models(register: Register) -> None:
     register("gosai", at + "gosai:build", config=GosaiModel, provides=_STEP, domain="sequence",
              summary="published masked diffusion of measured 200-base enhancers (file not shipped)",
              paper="arXiv:2410.13643")  # fmt: skip
-    register("toy-mixture", at + "mixture:build_mixture", config=toy.ToyMixture, provides=_GAUSSIAN, domain="vector",
+    register("toy-mixture", at + "mixture:build_mixture", config=toy.ToyMixture,
+             provides=(*_GAUSSIAN, "target"), domain="vector",
              summary="mixture of Gaussians whose exact posterior is known; two on a line by default")  # fmt: skip
-    register("toy-ring", at + "mixture:build_ring", config=toy.ToyModel, provides=_GAUSSIAN, domain="vector",
+    register("toy-ring", at + "mixture:build_ring", config=toy.ToyModel,
+             provides=(*_GAUSSIAN, "target"), domain="vector",
              summary="eight Gaussians on a circle whose exact posterior is known")  # fmt: skip
-    register("toy-tokens", at + "tokens:build_tokens", config=toy.ToyTokens, provides=_STEP, domain="sequence",
+    register("toy-tokens", at + "tokens:build_tokens", config=toy.ToyTokens,
+             provides=(*_STEP, "target"), domain="sequence",
              summary="Markov chain of three tokens over four letters whose exact posterior is known")  # fmt: skip
-    register("tfbind8", at + "tokens:build_tfbind8", config=toy.TFBind8, provides=_STEP, domain="sequence",
+    register("tfbind8", at + "tokens:build_tfbind8", config=toy.TFBind8,
+             provides=(*_STEP, "target"), domain="sequence",
              summary="8-mers of human regulatory DNA, a Markov chain of order 3 with its exact posterior")  # fmt: skip
 
 
@@ -191,6 +197,21 @@ def register_metrics(register: Register) -> None:
              summary="approximate log-likelihood under the pretrained model")  # fmt: skip
     register("accessibility", dna + "accessibility", role="quality", unit="sample", reduce="mean",
              domain="sequence", summary="share of samples called open chromatin in HepG2 at all")  # fmt: skip
+    exact = "dav_bench.builtin.metrics.exact:"
+    register("target-distance", exact + "target_distance", better="down", unit="set", requires="target",
+             summary="squared distance to the exact target, 1 for the pretrained model, 0 for exact samples")  # fmt: skip
+    register("target-gap", exact + "target_gap", better="", unit="set", requires="target",
+             summary="mean reward minus that of the exact target")  # fmt: skip
+    register("target-tv", exact + "target_tv", better="down", unit="set", requires="target",
+             summary="total variation between sequences, or modes, and the exact target")  # fmt: skip
+    register("target-kl", exact + "target_kl", better="down", unit="set", requires="target", domain="sequence",
+             summary="KL(exact target, model) of plain samples, from the law of the model, in nats")  # fmt: skip
+    register("entropy", exact + "entropy", role="diversity", better="", unit="set",
+             summary="-log chance that two samples are the same sequence or of the same mode, in nats")  # fmt: skip
+    register("log-prob", exact + "log_prob", role="natural", better="", unit="sample", reduce="mean",
+             summary="exact log-likelihood under the pretrained law, in nats")  # fmt: skip
+    register("bound", exact + "bound", unit="sample", reduce="mean", domain="sequence",
+             summary="share of 8-mers with an E-score above 0.45, specifically bound by SIX6")  # fmt: skip
     gosai = "dav_bench.builtin.metrics.gosai:"
     register("gosai-accessibility", gosai + "accessibility", role="quality", unit="sample", reduce="mean",
              domain="sequence", summary="share of samples the ATAC classifier calls open in HepG2")  # fmt: skip

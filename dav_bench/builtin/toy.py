@@ -68,3 +68,11 @@ class Letters:
     """The letter counted; 3 is the rarest first token."""
     bonus: float = 0.5
     """Reward of equal ends."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Exact samples of the target p(x) exp(r(x) / alpha) / Z: the yardstick of tasks that know it."""
+
+    alpha: float = 1.0
+    """Temperature of the target; the task's own (`target.alpha`) unless set."""

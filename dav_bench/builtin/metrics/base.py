@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dav_bench.core.model import Model
+from dav_bench.core.protocols import Reward
 
 if TYPE_CHECKING:
     from dav_bench.tasks import TaskSpec
@@ -58,6 +59,10 @@ class MetricContext:
     """Of the evaluation: the same for every method, so that comparisons are paired."""
     device: str | torch.device = "cpu"
     """Where networks run."""
+    reward: Reward | None = None
+    """The training reward, not metered."""
+    policy: Callable[[], Model] | None = None
+    """Gives the model whose plain samples are measured; None where a search drew them."""
 
     def asset(self, path: str) -> Path:
         """A file of the task's folder."""
