@@ -76,8 +76,10 @@ class PosteriorMean:
             return x0
         if self.relax == "gumbel":
             logits = x0.clamp_min(_FLOOR).log()
-        else:  # probabilities in place of logits, with the empty mask class among the candidates
-            logits = torch.nn.functional.pad(x0, (0, 1))
+        else:  # probabilities in place of logits, with the empty mask class among the candidates; what a masked
+            # position would itself become has no part in the gradient, only what it does to the others
+            own = torch.where(step.masked > 0, step.log_probs.exp(), step.x[..., :-1])
+            logits = torch.nn.functional.pad(own, (0, 1))
         soft = (logits + noise.gumbel(*logits.shape[1:], dtype=logits.dtype)).softmax(-1)
         hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
         return (hard + soft - soft.detach())[..., : x0.shape[-1]]

@@ -114,6 +114,19 @@ def test_the_releases_gumbel_draws_noise():
     assert float((uniform.sum(-1) < 0.5).double().mean()) == pytest.approx(0.16, abs=0.01)
 
 
+@pytest.mark.parametrize(("relax", "kept"), [("mean", True), ("gumbel", True), ("gumbel-release", False)])
+def test_the_release_forgets_what_a_masked_position_becomes(relax, kept):
+    """With a network that looks at no context, a letter at a masked position matters to itself alone."""
+    ctx = setting("parallel")
+    law = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    ctx.policy.network.forward = lambda x, t: law.expand(*x.shape[:2], 4) + 0 * x[..., :1]
+    x = states(ctx, 5)
+    g, _ = PosteriorMean(relax=relax).grad(ctx, ctx.policy, x, 5, Noise.of(0, 6))
+    masked = x[..., -1] > 0
+    assert bool(g[..., :-1][masked].any()) == kept
+    assert g[..., :-1][~masked].any()
+
+
 def test_exact_value_and_its_gradient():
     ctx = setting("mixture")
     value = ExactValue(lambda x, i: i * (x**3).sum(-1))
