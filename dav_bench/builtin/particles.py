@@ -28,9 +28,10 @@ class Particles:
     """Resample where the effective share of particles falls below this; 1 resamples at every weighed step."""
     resampler: Literal["multinomial", "systematic", "stratified", "ssp"] = "systematic"
     """How children are dealt out; all but multinomial keep within one of the expected numbers or close to it."""
-    output: Literal["draw", "heaviest", "best", "survivor", "all"] = "draw"
+    output: Literal["draw", "heaviest", "best", "survivor", "survivor-if-due", "all"] = "draw"
     """Return a particle drawn by weight, that of the largest weight, that of the largest reward, that of the largest
-    reward among the children of one more resampling, or (for as many samples as particles) all of these children."""
+    reward among the children of one more resampling (made in any case, or if less than half of the particles are
+    effective), or (for as many samples as particles) all of these children."""
     lookahead: Literal["mode", "mean", "sample", "draws", "rollout"] = "mode"
     """What the reward sees of a noisy sample: its likeliest tokens, their probabilities, one draw, or several clean
     draws or continuations whose rewards are averaged softly."""
@@ -97,7 +98,6 @@ _FK_RELEASE = {
     "clamp": 1e10,
     "skipped": "drop",
     "order": "propose-first",
-    "output": "survivor",
 }
 
 
@@ -113,7 +113,7 @@ class FK(Particles):
     """Resample where the effective share of particles falls below this; 1 resamples at every weighed step."""
     resampler: Literal["multinomial", "systematic", "stratified", "ssp"] = "multinomial"
     """How children are dealt out."""
-    output: Literal["draw", "heaviest", "best", "survivor", "all"] = "best"
+    output: Literal["draw", "heaviest", "best", "survivor", "survivor-if-due", "all"] = "best"
     """Return the particle of the largest reward (paper), or as for the other searches."""
     potential: Literal["diff", "max", "add", "rt"] = "max"
     """Weigh by the gain in look-ahead reward, the largest so far, the sum so far, or the present one."""
@@ -140,9 +140,9 @@ class FK(Particles):
 
     COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
         "release": {
-            "image": _FK_RELEASE,
-            "vector": _FK_RELEASE,
-            "sequence": {**_FK_RELEASE, "soften": 1.0},
+            "image": {**_FK_RELEASE, "output": "survivor-if-due"},
+            "vector": {**_FK_RELEASE, "output": "survivor-if-due"},
+            "sequence": {**_FK_RELEASE, "output": "survivor", "lookahead": "draws", "soften": 1.0},
         }
     }
 

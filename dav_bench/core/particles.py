@@ -189,9 +189,10 @@ class SMC:
     ess: float = 0.5
     """Resample a group whose effective share of particles is below this; 1: at every weighed state."""
     resampler: Literal["multinomial", "systematic", "stratified", "ssp"] = "systematic"
-    output: Literal["draw", "heaviest", "best", "survivor", "all"] = "draw"
+    output: Literal["draw", "heaviest", "best", "survivor", "survivor-if-due", "all"] = "draw"
     """One particle drawn by weight, that of the largest weight (DAS's release), of the largest reward, of the largest
-    reward among the children of one more resampling (FK's release), or all children of one more resampling."""
+    reward among the children of one more resampling (FK's release on text; on images it is made only where fewer than
+    half of the particles are effective), or all children of one more resampling."""
     on: Literal["policy", "ref"] = "policy"
     anchor: Literal["policy", "ref"] = "policy"
     """The p of the weights: the model that proposes, or the pretrained one.  A deterministic step has no density, so
@@ -292,6 +293,9 @@ class SMC:
         kids = RESAMPLERS[self.resampler](w.log.softmax(1), slots.fold(0, _RESAMPLE))
         if self.output == "all":
             return (starts[:, None] + kids).flatten()[:n]
+        if self.output == "survivor-if-due":
+            straight = torch.arange(self.particles, device=kids.device).expand_as(kids)
+            kids = torch.where((ess(w.log) < 0.5 * self.particles)[:, None], kids, straight)
         return starts + kids.gather(1, reward.gather(1, kids).argmax(1, keepdim=True))[:, 0]
 
     def _groups(self, noise: Noise, cond: Tensor | None) -> tuple[Noise, Tensor | None]:

@@ -340,6 +340,18 @@ def test_fk_t1_potentials_multiply_to_the_tilt(kind, release):
         assert float(given / lam) == pytest.approx(end)
 
 
+def test_fk_t4_what_was_clamped_is_not_made_up_for():
+    """The release remembers rewards, not weights: after a gain of 30 cut at 10 comes the next gain, not the rest."""
+    search = SMC(2, 1.0, potential=Potential("diff", clamp=math.exp(10.0)))
+    w = Weights.equal(1, 2, torch.device("cpu"))
+    given = []
+    for i, reward_at in zip((9, 6, 3), ((0.0, 0.0), (30.0, 4.0), (31.0, 6.0)), strict=True):
+        before = w.log
+        search._weigh(w, torch.tensor(reward_at), i, 10)
+        given.append((w.log - before)[0].tolist())
+    assert given == [[0.0, 0.0], [10.0, 4.0], [1.0, 2.0]]
+
+
 def tv(ids: torch.Tensor, target: torch.Tensor) -> float:
     return float((torch.bincount(ids, minlength=64) / len(ids) - target).abs().sum() / 2)
 
@@ -503,6 +515,19 @@ def test_outputs_pick_what_they_say():
     resampled = [replace(search, ess=1, output=o)(ctx, Noise.of(0, n)).reward for o in ("heaviest", "best")]
     assert not torch.equal(*resampled)
     assert (resampled[0] <= resampled[1]).all()
+
+
+def test_the_last_resampling_of_the_release_waits_for_poor_weights():
+    """On images it is made below one half alone, so that equal weights return the best particle of all."""
+    search, slots = SMC(4, 1.0, output="survivor-if-due", resampler="multinomial"), Noise.of(0, 200)
+    r = torch.arange(4.0).expand(200, 4)
+    even, poor = Weights.equal(200, 4, r.device), Weights.equal(200, 4, r.device)
+    poor.log = torch.tensor([0.0, -1.0, -9.0, -9.0], dtype=torch.float64).expand(200, 4)
+    assert (search._chosen(even, r, slots, 200) % 4 == 3).all()
+    assert (search._chosen(poor, r, slots, 200) % 4 < 2).double().mean() > 0.9
+    always = replace(search, output="survivor")
+    assert (always._chosen(even, r, slots, 200) % 4 != 3).any()
+    assert torch.equal(always._chosen(poor, r, slots, 200), search._chosen(poor, r, slots, 200))
 
 
 def test_best_of_unweighed_particles_is_best_of_n():
