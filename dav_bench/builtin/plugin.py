@@ -12,6 +12,7 @@ from dav_bench.builtin.methods import (
     DDPO,
     DPO,
     DPOK,
+    FAV,
     GRPO,
     RWR,
     SVDD,
@@ -27,7 +28,8 @@ from dav_bench.hookspecs import Register, hookimpl
 
 _STEP = ("sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference")
 _GAUSSIAN = tuple(
-    name if name not in ("step.log_prob", "step.tilt", "step.kl") else f"{name} if eta!=0" for name in _STEP
+    name if name not in ("step.log_prob", "step.tilt", "step.kl") else f"{name} if eta!=0"
+    for name in (*_STEP, "continuous")
 )  # a deterministic chain has no densities
 _TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
 _ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
@@ -35,6 +37,7 @@ _FIT = ("step.log_prob", "step.kl if kl", "reference if kl")
 _PARTICLES = ("step", "step.log_prob", "reference if anchor=ref")  # copies of a particle part by noise alone
 _GUIDED = (*_PARTICLES, "step.tilt", "reward.grad")
 _PATH = ("sample", "step.rsample", "reward.grad")
+_PARTICLE_SPACE = ("continuous if features=identity", "reward.features if features=reward")
 _WEIGHTED = ("step.log_prob if target=transition", "corrupt if target=denoise")
 _DAV_PAPER = "arXiv:2510.00502"
 
@@ -86,7 +89,11 @@ def register_methods(register: Register) -> None:
              summary="reward gradients through relaxed tokens, and a KL of the path",
              paper="arXiv:2410.13643")  # fmt: skip
     register("dpo", at + "preference:build", config=DPO, requires=("sample", "corrupt", "reference"), tunes=True,
-             summary="denoise the preferred sample of each pair better than the other", paper="arXiv:2311.12908")  # fmt: skip
+             summary="denoise the preferred sample of each pair better than the other",
+             paper="arXiv:2311.12908")  # fmt: skip
+    register("fav", at + "fav:build", config=FAV, requires=(*_PATH, "reference", *_PARTICLE_SPACE), tunes=True,
+             summary="move samples by a Stein step to the target, fit the model to them",
+             paper="arXiv:2605.26552")  # fmt: skip
     register("ddpo", at + "policy:ddpo", config=DDPO, requires=("sample", *_FIT), tunes=True,
              summary="policy gradient on rewards standardised for each prompt", paper="arXiv:2305.13301")  # fmt: skip
     register("dpok", at + "policy:dpok", config=DPOK, requires=("sample", *_FIT), tunes=True,
@@ -178,7 +185,8 @@ def register_rewards(register: Register) -> None:
              summary="minus half the squared distance to a point between the modes")  # fmt: skip
     register("toy-ring", at + "toy:build_ring", provides="reward.grad", domain="vector",
              summary="log of a smooth score that rises from mode to mode around the circle")  # fmt: skip
-    register("toy-tokens", at + "toy:build_tokens", config=toy.Letters, provides="reward.grad", domain="sequence",
+    register("toy-tokens", at + "toy:build_tokens", config=toy.Letters,
+             provides=("reward.grad", "reward.features"), domain="sequence",
              summary="number of one letter, and half a point for equal ends")  # fmt: skip
     register("tfbind8", at + "tfbind8:build", provides="reward.grad", domain="sequence",
              summary="measured binding of SIX6 to the 8-mer (E-score), the truth itself")  # fmt: skip

@@ -70,8 +70,11 @@ class Model:
 
     @property
     def provides(self) -> frozenset[str]:
-        gaussian_ode = self.process.kind == "gaussian" and getattr(self.process, "eta", 1.0) == 0
-        return STEP - {"step.log_prob", "step.tilt", "step.kl"} if gaussian_ode else STEP
+        if self.process.kind != "gaussian":
+            return STEP
+        eta = getattr(self.process, "eta", 1.0)
+        lost = {"step.log_prob", "step.tilt", "step.kl"} if eta == 0 else set()
+        return (STEP - lost) | {"continuous"} | ({"step.memoryless"} if eta == 1 else set())
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Model:
         """bfloat16 means autocast: weights and states stay float32."""
@@ -178,3 +181,16 @@ class MeteredReward:
         if bad:
             raise NonFinite(f"reward '{self.name}'", bad, len(sample))
         return value if value.dtype == torch.float64 else value.float()
+
+    def features(self, sample: Tensor) -> Tensor:
+        """(B, F) what a reward that `provides` "reward.features" looks at; counts as rows of the reward."""
+        parts = [self.reward.features(sample[c]) for c in chunks(len(sample), self.micro_batch)]  # type: ignore[attr-defined]
+        self.meter.count("reward", len(sample))
+        return torch.cat(parts)
+
+    def head(self, features: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B,) the reward of features, whose cost is not counted."""
+        value = self.reward.head(features, cond)  # type: ignore[attr-defined]
+        if not value.isfinite().all():
+            raise NonFinite(f"reward '{self.name}'", int((~value.isfinite()).sum()), len(value))
+        return value

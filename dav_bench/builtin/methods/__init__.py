@@ -1,7 +1,8 @@
 """Methods: each a frozen config and one composition of a search and a loss."""
 
-from .baselines import SVDD, BestOfN, Pretrained, Real
+from .baselines import SVDD, SVDDMC, BestOfN, Pretrained, Real
 from .dav import DAV, DAVKL
+from .fav import FAV
 from .policy import DDPO, DPOK, GRPO
 from .preference import DPO
 from .weighted import RWR, VIDD, VMPO
@@ -12,9 +13,11 @@ __all__ = [
     "DDPO",
     "DPO",
     "DPOK",
+    "FAV",
     "GRPO",
     "RWR",
     "SVDD",
+    "SVDDMC",
     "VIDD",
     "VMPO",
     "BestOfN",

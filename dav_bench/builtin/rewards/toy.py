@@ -60,11 +60,19 @@ class LetterReward:
     bonus: float = 0.5
 
     domain = "sequence"
-    provides = frozenset({"reward.grad"})
+    provides = frozenset({"reward.grad", "reward.features"})
 
     def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
         """(B,) of one-hot or relaxed sequences (B, L, V)."""
-        return sample[..., self.letter].sum(-1) + self.bonus * (sample[:, 0] * sample[:, -1]).sum(-1)
+        return self.head(self.features(sample))
+
+    def features(self, sample: Tensor) -> Tensor:
+        """(B, 2) number of the letter, and whether the ends agree."""
+        return torch.stack([sample[..., self.letter].sum(-1), (sample[:, 0] * sample[:, -1]).sum(-1)], -1)
+
+    def head(self, features: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B,) of features (B, 2)."""
+        return features[:, 0] + self.bonus * features[:, 1]
 
 
 def build_mixture(config: Quadratic) -> QuadraticReward:
