@@ -60,3 +60,23 @@ def test_markov_samples_follow_the_model(dhs: ModuleType) -> None:
 def test_auroc_counts_ties_half(dhs: ModuleType) -> None:
     score, positive = torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([False, True, False, True])
     assert dhs.auroc(score, positive) == pytest.approx(3.5 / 4)
+
+
+def test_a_recurring_word_is_found_on_both_strands(dhs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word planted in 20 of 200 random elements, half of them reversed, comes first, with the bases around it."""
+    monkeypatch.delitem(sys.modules, "repeats", raising=False)
+    from repeats import recurring
+
+    g = torch.Generator().manual_seed(0)
+    x, word = torch.randint(0, 4, (200, 60), generator=g), torch.randint(0, 4, (20,), generator=g)
+    for i in range(20):
+        x[i, 15 + i : 35 + i] = word if i % 2 else dhs.reverse_complement(word[None])[0]
+    counts = recurring(x, 2, span=20, seed=16)
+    assert {tuple(w.argmax(-1).tolist()) for w in counts} == {
+        tuple(word.tolist()),
+        tuple(dhs.reverse_complement(word[None])[0].tolist()),
+    }
+    assert torch.equal(counts[0], counts[1].flip(0, 1))
+    assert (counts[:, 2:18].max(-1).values == 20).all()  # the seed and, on both sides, most of the word
+    with pytest.raises(ValueError, match="recur"):
+        recurring(x, 50, span=20, seed=16)
