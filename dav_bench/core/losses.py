@@ -66,7 +66,7 @@ class MaximumLikelihood(Loss):
         if self.kl_form == "exact":
             pull = step.kl(ref) / size  # type: ignore[arg-type]
         else:
-            pull = self._noise_error(model, step, ref, item)
+            pull = noise_error(model, step, ref, item)
         return loss + self.kl * pull
 
     def _fit(self, model: Model, step: Step, item: Item) -> Tensor:
@@ -90,15 +90,6 @@ class MaximumLikelihood(Loss):
         m, before = process.chance(item.i, item.x)[:, 0, 0], process.chance(item.i - 1, item.x)[:, 0, 0]
         # the release starts at m_T = .999, which keeps its first weight finite
         return (m - before) / (m if self.weight == "paper" else (1 - m).clamp_min(1e-3))
-
-    @staticmethod
-    def _noise_error(model: Model, step: Step, ref: Step, item: Item) -> Tensor:
-        """(B,) mean squared difference of the two noise predictions (dav.md A8)."""
-        if not isinstance(step, GaussianStep) or not isinstance(model.process, GaussianProcess):
-            raise ValueError("kl_form 'mse' is defined for Gaussian steps only")
-        a = model.process.share(item.i, item.x)
-        eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (step.x0 - ref.x0)
-        return (eps**2).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -124,6 +115,15 @@ class ValueRegression(Loss):
         loss = self.value.loss(ctx, item)
         item.note("value_error", loss.sqrt())
         return loss
+
+
+def noise_error(model: Model, step: Step, ref: Step, item: Item) -> Tensor:
+    """(b,) mean squared difference of the two noise predictions (dav.md A8)."""
+    if not isinstance(step, GaussianStep) or not isinstance(model.process, GaussianProcess):
+        raise ValueError("kl_form 'mse' is defined for Gaussian steps only")
+    a = model.process.share(item.i, item.x)
+    eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (step.x0 - ref.x0)
+    return (eps**2).flatten(1).mean(1)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .advantage import Advantage, PerPrompt
+from .losses import noise_error
 from .noise import Noise
 from .protocols import Batch, Context, Item, Loss
-from .replay import predictions, reference_step, stochastic
+from .replay import reference_step, replay, stochastic
 from .steps import MaskedStep, Step
 
 CLIPS = {"sum": 0.2, "mean": 1e-4}
@@ -40,11 +41,14 @@ class PolicyGradient(Loss):
     """
 
     advantage: Advantage = field(default_factory=PerPrompt)
-    form: Literal["is", "sf"] = "is"
+    form: Literal["is", "sf", "clamp"] = "is"
+    """`clamp` is −A clip(ρ) alone (DPOK's release): beyond the clip no gradient leads back."""
     clip: float | None = None
     """ε; None is the default of the reduction, `CLIPS`."""
     kl: float = 0.0
     """λ."""
+    kl_form: Literal["exact", "mse"] = "exact"
+    """The KL of the step laws, or the squared error of the noise predictions (DPOK's release, Gaussian only)."""
     reduce: Literal["sum", "mean"] = "sum"
     """Log-probabilities and KL: summed over dimensions, which is exact, or averaged (releases)."""
     ratio: Literal["exact", "clean"] = "exact"
@@ -66,30 +70,23 @@ class PolicyGradient(Loss):
         return self.advantage.modules(ctx) | (lagged if self.old == "lagged" else {})
 
     def prepare(self, ctx: Context, batch: Batch, noise: Noise) -> None:
-        live = stochastic(ctx, batch)
-        if not live.any():
-            raise ValueError("every step is deterministic: there are no log-probabilities; set sampler.eta=1")
-        live = live[:, None].expand(-1, len(batch.reward))
+        live = stochastic(ctx, batch)[:, None].expand(-1, len(batch.reward))
         if not self.kl and self.ratio == "exact" and not batch.states.is_floating_point():
             live = live & batch.moved().view_as(live)  # a copied state was no choice
         batch.per_step["live"] = live
         batch.per_sample["advantage"] = self.advantage(ctx, batch)
-        if self.form == "is" and (self.ratio == "clean" or self.old == "lagged"):
+        if self.form != "sf" and (self.ratio == "clean" or self.old == "lagged"):
             old = ctx.model("old" if self.old == "lagged" else "policy")
-            batch.per_step["log_prob"] = self._replayed(ctx, batch, predictions(ctx, old, batch))
-        elif self.form == "is" and "log_prob" not in batch.per_step:
+            seen = replay(ctx, old, batch)
+            taken = zip(seen.steps, seen.states[1:], strict=True)
+            rows = [self._log_prob(step, x_next, seen.states[-1]) for step, x_next in taken]
+            batch.per_step["log_prob"] = torch.stack(rows)
+        elif self.form != "sf" and "log_prob" not in batch.per_step:
             raise ValueError("the search kept no log-probabilities; use Rollout(log_prob=True)")
         if self.old == "lagged":  # what drew this batch is old to the next
             ctx.modules["old"].load_state_dict(ctx.policy.network.state_dict())
         if self.kl:
-            batch.per_step["reference"] = predictions(ctx, ctx.reference, batch)
-
-    @torch.no_grad()
-    def _replayed(self, ctx: Context, batch: Batch, preds: Tensor) -> Tensor:
-        """(T, B) log-probabilities of what was drawn under the model that predicts `preds`."""
-        states, T = [ctx.policy.unpack(s) for s in batch.states], batch.steps
-        steps = [ctx.policy.process.step(preds[k], states[k], T - k) for k in range(T)]
-        return torch.stack([self._log_prob(step, states[k + 1], states[-1]) for k, step in enumerate(steps)])
+            batch.per_step["reference"] = replay(ctx, ctx.reference, batch).preds
 
     def active(self, batch: Batch) -> Tensor:
         live = batch.per_step["live"]
@@ -109,7 +106,11 @@ class PolicyGradient(Loss):
         loss = self._surrogate(item, log_prob / size, size)
         if not self.kl:
             return loss
-        pull = step.kl(reference_step(ctx, item)) / size  # type: ignore[arg-type]
+        ref = reference_step(ctx, item)
+        if self.kl_form == "exact":
+            pull = step.kl(ref) / size  # type: ignore[arg-type]
+        else:
+            pull = noise_error(ctx.policy, step, ref, item)
         item.note("kl", pull)
         return loss + self.kl * pull
 
@@ -123,6 +124,8 @@ class PolicyGradient(Loss):
         kept = ratio.clamp(1 - self.epsilon, 1 + self.epsilon)
         for name in ("ratio_min", "ratio_max"):
             item.note(name, ratio)
-        item.note("ratio_clipped", torch.where(advantage > 0, ratio > kept, (ratio < kept) & (advantage < 0)))
+        clipped = torch.where(advantage > 0, ratio > kept, (ratio < kept) & (advantage < 0))
+        item.note("ratio_clipped", ratio != kept if self.form == "clamp" else clipped)
         item.note("ratio_overflow", far.abs() > _FAR)
-        return torch.maximum(-advantage * ratio, -advantage * kept)
+        surrogate = -advantage * kept
+        return surrogate if self.form == "clamp" else torch.maximum(-advantage * ratio, surrogate)

@@ -156,7 +156,7 @@ def test_ddpo_t4_clipped_ratios_have_no_gradient():
     for log_ratio, advantage, moves in cases:
         ctx, item = items([log_ratio], [advantage])
         seen = {}
-        item.note = lambda name, values, seen=seen: seen.update({name: values})
+        item.note = lambda name, values, seen=seen: seen.update({name: values.detach()})
         loss = PolicyGradient(RAW, clip=0.2)(ctx, item)
         (g,) = torch.autograd.grad(loss.sum(), ctx.policy.network.theta)
         assert (float(g) != 0) is moves
@@ -282,7 +282,7 @@ def test_a_batch_without_old_log_probs_is_refused():
 def test_a_deterministic_chain_is_refused():
     ctx = world_setting("mixture")
     ctx.policy.process.eta = 0.0
-    with pytest.raises(ValueError, match="sampler.eta=1"):
+    with pytest.raises(ValueError, match=r"sampler\.eta=1"):
         PolicyGradient(RAW).prepare(ctx, Rollout(log_prob=True)(ctx, Noise.of(0, 4)), Noise.of(1, 1))
 
 
@@ -402,6 +402,42 @@ def test_dpok_kl_is_exact_and_its_gradient_goes_through_the_current_step():
         total = total + (p * at * ctx.policy.step(x, 3 - k).kl(ctx.reference.step(x, 3 - k))).sum()
     (exact,) = torch.autograd.grad(0.7 * total, ctx.policy.network.logits)
     assert (found - exact).abs().max() < 1e-12 < exact.abs().max()
+
+
+def test_the_release_of_dpok_clips_without_a_way_back():
+    """−A clip(ρ): no gradient beyond the clip on either side, the clipped surrogate's within."""
+    for log_ratio, advantage in ((0.3, 1.0), (0.3, -1.0), (-0.3, 1.0), (-0.3, -1.0), (0.1, 1.0), (0.0, -1.0)):
+        grads = []
+        for form in ("clamp", "is"):
+            ctx, item = items([log_ratio], [advantage])
+            seen = {}
+            item.note = lambda name, values, seen=seen: seen.update({name: values.detach()})
+            loss = PolicyGradient(RAW, form, clip=0.2)(ctx, item)
+            grads.append(float(torch.autograd.grad(loss.sum(), ctx.policy.network.theta)[0]))
+            if form == "clamp":
+                assert bool(seen["ratio_clipped"]) is (abs(log_ratio) == 0.3)
+        assert grads[0] == (0.0 if abs(log_ratio) == 0.3 else grads[1])
+
+
+def test_the_release_of_dpok_pulls_by_the_squared_error_of_the_noise():
+    ctx = world_setting("mixture", untrained=False)
+    batch = Rollout(log_prob=True)(ctx, Noise.of(0, 6))
+    losses = []
+    for loss in (PolicyGradient(RAW, kl=0.5, kl_form="mse"), PolicyGradient(RAW)):
+        loss.prepare(ctx, batch, Noise.of(1, 1))
+        losses.append(loss(ctx, batch.items(torch.arange(len(batch)), ctx.policy.unpack)))
+    for k in range(batch.steps - 1):
+        x, i = ctx.policy.unpack(batch.states[k]), batch.steps - k
+        a = ctx.policy.process.share(i, x)
+        noise = [(x - a.sqrt() * m.step(x, i).x0) / (1 - a).sqrt() for m in (ctx.policy, ctx.reference)]
+        error = ((noise[0] - noise[1]) ** 2).flatten(1).mean(1)
+        assert torch.allclose((losses[0] - losses[1]).view(batch.steps, -1)[k], 0.5 * error)
+    with pytest.raises(ValueError, match="Gaussian"):
+        tokens = world_setting("parallel")
+        batch = prepared(loss, tokens, Rollout(log_prob=True)(tokens, Noise.of(0, 4)))
+        broken = PolicyGradient(RAW, kl=0.5, kl_form="mse")
+        broken.prepare(tokens, batch, Noise.of(1, 1))
+        broken(tokens, batch.items(torch.arange(4), tokens.policy.unpack))
 
 
 # ---- GRPO

@@ -19,8 +19,9 @@ def _everywhere(**deviations: Any) -> dict[str, dict[str, dict[str, Any]]]:
 class PolicyTraining(Training):
     """Training on the model's own rollouts, and what all policy gradients share."""
 
-    form: Literal["is", "sf"] = "is"
-    """Clipped importance-sampled surrogate, or score function (one optimiser step a round, else it is biased)."""
+    form: Literal["is", "sf", "clamp"] = "is"
+    """Clipped importance-sampled surrogate, score function (one optimiser step a round, else it is biased), or the
+    clipped ratio alone, which has no way back from beyond the clip (DPOK's release)."""
     clip_ratio: float | None = None
     """Largest change of a step's probability that is rewarded; none is 0.2 for reduce=sum, 0.0001 for reduce=mean."""
     reduce: Literal["sum", "mean"] = "sum"
@@ -82,6 +83,8 @@ class DPOK(PolicyTraining):
     """AdamW learning rate."""
     kl: float = 0.01
     """Weight of KL(model || pretrained) for each step."""
+    kl_form: Literal["exact", "mse"] = "exact"
+    """The KL of the step laws, or the squared error of the noise predictions (release, images)."""
     weight: float = 10.0
     """Weight of the reward (the released script's default is 100)."""
     baseline: Literal["mean", "none"] = "mean"
@@ -89,9 +92,15 @@ class DPOK(PolicyTraining):
     clip: float = 0.1
     """Largest norm of the gradient."""
     compat: Literal["paper", "release"] = "paper"
-    """`release` averages log-probabilities and KL over dimensions and has the release's weight."""
+    """`release` averages log-probabilities over dimensions, clips without a way back, pulls by the squared error of
+    the noise (on tokens by the averaged KL) and has the release's weight."""
 
-    COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = _everywhere(reduce="mean", weight=100.0)
+    COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "release": {
+            **_everywhere(reduce="mean", form="clamp", weight=100.0, kl_form="mse")["release"],
+            "sequence": {"reduce": "mean", "form": "clamp", "weight": 100.0},
+        }
+    }
 
 
 @dataclass(frozen=True)
@@ -136,8 +145,8 @@ def ddpo(c: DDPO) -> Method:
     from dav_bench.core.search import Rollout
 
     known = PerPrompt(c.window, c.min_count, c.prompts, c.floor, c.clip_advantage, tracker=c.tracker)
-    loss = PolicyGradient(known, c.form, c.clip_ratio, c.kl, c.reduce, c.ratio, c.old)
-    kept = c.form == "is" and c.ratio == "exact" and c.old == "sampler"
+    loss = PolicyGradient(known, c.form, c.clip_ratio, c.kl, reduce=c.reduce, ratio=c.ratio, old=c.old)
+    kept = c.form != "sf" and c.ratio == "exact" and c.old == "sampler"
     return Method(Rollout(log_prob=kept), loss, Training.of(c))
 
 
@@ -146,8 +155,8 @@ def dpok(c: DPOK) -> Method:
     from dav_bench.core.policy import PolicyGradient
     from dav_bench.core.search import Rollout
 
-    loss = PolicyGradient(Scaled(c.weight, c.baseline), c.form, c.clip_ratio, c.kl, c.reduce)
-    return Method(Rollout(log_prob=c.form == "is"), loss, Training.of(c))
+    loss = PolicyGradient(Scaled(c.weight, c.baseline), c.form, c.clip_ratio, c.kl, c.kl_form, c.reduce)
+    return Method(Rollout(log_prob=c.form != "sf"), loss, Training.of(c))
 
 
 def grpo(c: GRPO) -> Method:
@@ -156,6 +165,6 @@ def grpo(c: GRPO) -> Method:
     from dav_bench.core.search import Rollout
 
     loss = PolicyGradient(
-        PerGroup(c.group, c.std, c.floor, c.clip_advantage), c.form, c.clip_ratio, c.kl, c.reduce
+        PerGroup(c.group, c.std, c.floor, c.clip_advantage), c.form, c.clip_ratio, c.kl, reduce=c.reduce
     )
-    return Method(Rollout(log_prob=c.form == "is"), loss, Training.of(c))
+    return Method(Rollout(log_prob=c.form != "sf"), loss, Training.of(c))
