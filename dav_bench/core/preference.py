@@ -31,16 +31,17 @@ def preference_loss(logit: Tensor, clip: float | None = None) -> Tensor:
 class Pairs:
     """Pairs of samples, one of them preferred by its reward: an E-step that searches nothing.
 
-    Each slot draws n samples.  `bradley-terry` and `hard` make a pair of any two of them, n (n − 1) / 2 for each
-    slot: as an average over pairs they have the expectation of one pair with less noise.  `best-worst` makes one.
+    Each slot draws n samples and makes a pair of any two of them, n (n − 1) / 2: as an average over pairs they have
+    the expectation of one pair with less noise.  `best-worst` makes one.
     Pairs of equal reward say nothing about it: they get weight 0, the others the weight that keeps the mean one
     over the pairs that are left.
     """
 
     n: int = 2
     """Samples of each slot (prompt)."""
-    label: Literal["bradley-terry", "hard", "best-worst"] = "bradley-terry"
-    """First wins with chance σ((r_1 − r_2) / scale); the larger reward wins; or best against worst of the n."""
+    label: Literal["bradley-terry", "soft", "hard", "best-worst"] = "bradley-terry"
+    """First wins with chance σ((r_1 − r_2) / scale); both orders are fitted, each with its chance (`soft`, the
+    expectation of the former); the larger reward wins; or best against worst of the n."""
     scale: float = 1.0
     """Temperature of the labels: DPO with β then has the optimum p_ref exp(r / (scale β)) / Z."""
     on: Literal["policy", "ref"] = "ref"
@@ -58,7 +59,7 @@ class Pairs:
             return reward.argmax(1, keepdim=True), reward.argmin(1, keepdim=True)
         first, second = torch.combinations(torch.arange(self.n, device=reward.device)).T
         a, b = reward[:, first], reward[:, second]
-        if self.label == "hard":
+        if self.label in ("hard", "soft"):
             wins = a >= b
         else:
             chance = preferred(a, b, self.scale)
@@ -81,13 +82,16 @@ class Pairs:
             "flipped": float((gap < 0).sum() / told.sum().clamp_min(1)),  # labels against the reward
             "reward_gap": float(gap.mean()),
         }
+        columns = {"loser": x[lose], "weight": weight, "gap": gap}
+        if self.label == "soft":
+            columns["chance"] = (gap / self.scale).sigmoid()
         return Batch(
             x[win][None],
             drawn.reward[win],
             cond=None if many is None else many[win],
             stats=stats,
             unit="sample",
-            per_sample={"loser": x[lose], "weight": weight, "gap": gap},
+            per_sample=columns,
         )
 
 
@@ -151,8 +155,10 @@ class Preference(Loss):
     """Noisy states of each sample: draws of t and of noise or masks."""
     average: Literal["loss", "logit"] = "loss"
     """Average the draws of a pair outside the sigmoid (published; a bound by Jensen) or inside, as the ELBO does."""
-    times: Literal["uniform", "antithetic", "stratified"] = "uniform"
-    """Times of the draws of a pair: independent, in pairs t and 1 − t, or evenly spaced from a random start."""
+    times: Literal["uniform", "antithetic", "stratified", "path"] = "uniform"
+    """Times of the draws of a pair: independent, in pairs t and 1 − t, or evenly spaced from a random start.  `path`
+    (tokens) is all T states of one way of unmasking, inside the sigmoid, each token scored where it is revealed:
+    where one is revealed at a time and the conditionals belong to one law, that is its log-likelihood, exactly."""
     sft: float = 0.0
     """Weight of the winners' own denoising error, which keeps their likelihood from falling with the losers'."""
     clip: float | None = None
@@ -173,6 +179,8 @@ class Preference(Loss):
 
     def levels(self, noise: Noise, T: int) -> Tensor:
         """(b, draws) grid indices in 1 … T."""
+        if self.times == "path":
+            return torch.arange(1, T + 1, device=noise.keys.device).expand(len(noise), T)
         u = noise.uniform(self.draws)
         if self.times == "antithetic":
             half = (self.draws + 1) // 2
@@ -196,8 +204,10 @@ class Preference(Loss):
         noisy: tuple[Tensor, Tensor],
         i: Tensor,
         cond: Tensor | None,
+        fresh: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(n,) `process.loss` of winners and losers; noisy states that are equal in both share a prediction."""
+        """(n,) `process.loss` of winners and losers, or T times the negative log-probability of the tokens revealed
+        next, `fresh` (n, L); noisy states that are equal in both share a prediction."""
         x, y = noisy
         rows = (x != y).flatten(1).any(1).nonzero()[:, 0]
         many = None if cond is None else torch.cat([cond, cond[rows]])
@@ -207,17 +217,20 @@ class Preference(Loss):
             model.meter.count("backward", len(pred))
         first = pred[: len(x)]
         second = first.index_copy(0, rows, pred[len(x) :])
-        loss = model.process.loss
-        return loss(first, clean[0], x, i), loss(second, clean[1], y, i)
+        if fresh is None:
+            loss = model.process.loss
+            return loss(first, clean[0], x, i), loss(second, clean[1], y, i)
+        told = [(x0 * pred.log_softmax(-1)).sum(-1) for x0, pred in zip(clean, (first, second), strict=True)]
+        return -model.process.T * (told[0] * fresh).sum(1), -model.process.T * (told[1] * fresh).sum(1)
 
     def logits(
         self, ctx: Context, clean: tuple[Tensor, Tensor], noisy: tuple[Tensor, Tensor], i: Tensor,
-        cond: Tensor | None = None,
+        cond: Tensor | None = None, fresh: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """(n,) logits b (g(winner) − g(loser)) of given noisy states, g(winner), and ℓ_θ(winner)."""
         with torch.no_grad():
-            known = self.errors(ctx.reference, clean, noisy, i, cond)
-        won, lost = self.errors(ctx.policy, clean, noisy, i, cond)
+            known = self.errors(ctx.reference, clean, noisy, i, cond, fresh)
+        won, lost = self.errors(ctx.policy, clean, noisy, i, cond, fresh)
         b, unit = self.scale(ctx.policy)
         gain = unit * (known[0] - won)
         return b * (gain - unit * (known[1] - lost)), gain, unit * won
@@ -225,19 +238,31 @@ class Preference(Loss):
     def __call__(self, ctx: Context, item: Item) -> Tensor:
         if item.noise is None:
             raise ValueError("a preference loss draws times and noise; its items need streams")
-        process, d = ctx.policy.process, self.draws
-        i = self.levels(item.noise.fold(_TIME), process.T).flatten()
-        streams = item.noise.fold(_NOISE).repeat(d)
+        process, path = ctx.policy.process, self.times == "path"
+        if path and process.kind != "masked":
+            raise ValueError("times='path' is a way of unmasking; this model has no masks")
+        i = self.levels(item.noise.fold(_TIME), process.T)
+        d, i = i.shape[1], i.flatten()
+        rows = torch.arange(len(item.final), device=i.device).repeat_interleave(d)
+        streams = item.noise.fold(_NOISE)[rows] if path else item.noise.fold(_NOISE).repeat(d)
         cond = None if item.cond is None else item.cond.repeat_interleave(d, 0)
         pair = (item.final, ctx.policy.unpack(item.columns["loser"]))
         clean = tuple(process.clean(x).repeat_interleave(d, 0) for x in pair)
         noisy = tuple(process.corrupt(x, i, streams) for x in clean)
-        each, gain, error = self.logits(ctx, clean, noisy, i, cond)  # type: ignore[arg-type]
+        fresh = None
+        if (
+            path
+        ):  # masks of one stream are nested: what is masked at i and not at i − 1 is revealed in between
+            fresh = noisy[0][..., -1] - process.corrupt(clean[0], i - 1, streams)[..., -1]
+        each, gain, error = self.logits(ctx, clean, noisy, i, cond, fresh)  # type: ignore[arg-type]
         each, gain, error = (v.view(-1, d) for v in (each, gain, error))
-        logit = each if self.average == "loss" else each.mean(1, keepdim=True)
+        logit = each if self.average == "loss" and not path else each.mean(1, keepdim=True)
         item.note("accuracy", (each.mean(1).sign() + 1) / 2)  # a half where nothing was learned yet
         item.note("winner_gain", gain.mean(1))
         if self.clip is not None:
             item.note("clipped", (logit.abs() > self.clip).double().mean(1))
-        loss = preference_loss(logit, self.clip).mean(1)
+        loss = preference_loss(logit, self.clip)
+        if (chance := item.columns.get("chance")) is not None:
+            loss = chance[:, None] * loss + (1 - chance[:, None]) * preference_loss(-logit, self.clip)
+        loss = loss.mean(1)
         return item.columns["weight"].to(loss) * (loss + self.sft * error.mean(1) if self.sft else loss)

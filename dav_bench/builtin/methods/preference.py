@@ -31,19 +31,20 @@ class DPO(Training):
     """Noisy states of each sample in each pass."""
     average: Literal["loss", "logit"] = "loss"
     """Average draws outside the sigmoid (published), or inside, which nears the ELBO as draws grow."""
-    times: Literal["uniform", "antithetic", "stratified"] = "uniform"
-    """Times of the draws of a pair: independent, pairs of t and 1 - t, or evenly spaced from a random start."""
+    times: Literal["uniform", "antithetic", "stratified", "path"] = "uniform"
+    """Times of the draws of a pair: independent, pairs of t and 1 - t, or evenly spaced from a random start; or, on
+    tokens, all T states of one way of unmasking, where each token is scored as it is revealed (no draws to set)."""
     sft: float = 0.0
     """Weight of the winners' own denoising error, a guard against both likelihoods falling."""
     clip_logit: float | None = None
     """Bound on logits, beyond which a pair has no gradient."""
     n: int = 2
     """Samples drawn for each slot: a round has `samples` slots."""
-    label: Literal["bradley-terry", "hard", "best-worst"] = "bradley-terry"
-    """Any two samples of a slot: first wins with chance sigmoid of the reward gap, or the larger reward wins; or the
-    slot's best against its worst."""
+    label: Literal["bradley-terry", "soft", "hard", "best-worst"] = "bradley-terry"
+    """Any two samples of a slot: first wins with chance sigmoid(gap / scale), both orders count by their chance (the
+    same on average, with less noise), or the larger reward wins; or the slot's best against its worst."""
     scale: float = 1.0
-    """Temperature of the labels; on tokens the target is p exp(r / (scale beta))."""
+    """Temperature of the labels: on tokens the target is p exp(r / (scale beta))."""
     on: Literal["policy", "ref"] = "ref"
     """Draw from the pretrained model, or from the current one (online)."""
     pairs: str = ""
