@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .noise import Noise
-from .protocols import Batch, Context, Item, Loss
-from .replay import log_probs, predictions, reference_step, stochastic
+from .protocols import Batch, Context, Item, Loss, Value
+from .replay import reference_step, replay, stochastic
 from .weighted import Count
 
 
@@ -44,6 +44,9 @@ class LogVariance(Loss):
     form: Literal["diff", "r2g"] = "diff"
     """ψ from look-ahead values, log w as above; or reward-to-go: ψ_i = 0 for i > 0, all of r / α and the log-ratios
     of the steps still to come, which is exact but has more noise."""
+    value: Value | None = None
+    """V_i of the pretrained model, ψ_i = V_i / α; None takes the column `gain` a search kept, by the policy's own
+    predictions (release), which move with the policy and need not settle."""
     scale: float = 10.0
     """1/α."""
     warmup: int = 0
@@ -77,20 +80,18 @@ class LogVariance(Loss):
 
     @torch.no_grad()
     def prepare(self, ctx: Context, batch: Batch, noise: Noise) -> None:
-        wanted = "gain" if self.form == "diff" else "log_prob"
-        for name in {wanted, "log_prob"}:
-            if name not in batch.per_step:
-                raise ValueError(f"the search kept no column '{name}'; use Rollout(log_prob=True, value=...)")
+        if "log_prob" not in batch.per_step:
+            raise ValueError("the search kept no log-probabilities; use Rollout(log_prob=True)")
         live = stochastic(ctx, batch)
-        if not live.any():
-            raise ValueError("every step is deterministic: there are no log-probabilities; set sampler.eta=1")
-        preds = predictions(ctx, ctx.reference, batch)
-        x = ctx.policy.unpack(batch.states[0])
-        size = ctx.policy.process.step(preds[0], x, batch.steps).size if self.reduce == "mean" else 1
-        ref, old = log_probs(ctx, batch, preds) / size, batch.per_step["log_prob"] / size
+        seen = replay(ctx, ctx.reference, batch, self.value if self.form == "diff" else None)
+        size = seen.steps[0].size if self.reduce == "mean" else 1
+        ref, old = seen.log_prob() / size, batch.per_step["log_prob"] / size
         scale = self._scale(ctx)
         if self.form == "diff":
-            drive = scale * batch.per_step["gain"].to(ref)
+            gain = batch.per_step.get("gain") if seen.gain is None else seen.gain
+            if gain is None:
+                raise ValueError("there are no values; use LogVariance(value=...) or Rollout(value=...)")
+            drive = scale * gain.to(ref)
         else:
             later = (ref - old).flip(0).cumsum(0).flip(0) - (ref - old)
             drive = scale * batch.reward.to(ref) + later
@@ -102,7 +103,7 @@ class LogVariance(Loss):
         batch.stats["scale"] = scale
         batch.stats["log_weight_std"] = float(logw[live].double().std(1, correction=0).mean())
         if self.kl:
-            batch.per_step["reference"] = preds
+            batch.per_step["reference"] = seen.preds
 
     def active(self, batch: Batch) -> Tensor:
         return batch.per_step["live"].flatten()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .advantage import grouped
 from .noise import Noise
-from .protocols import Batch, Context, Item, Loss, NonFinite
-from .replay import log_probs, predictions, stochastic
+from .protocols import Batch, Context, Item, Loss, NonFinite, Value
+from .replay import replay, stochastic
+from .value import PosteriorMean
 
 _CORRUPT = 1  # purpose of noise
 
@@ -67,12 +68,15 @@ class RewardWeights:
 class GainWeights:
     """exp((V(x_{i−1}) − V(x_i)) / α) of each step: the soft-optimal step against the one it was drawn from (VIDD).
 
-    With the soft value the weights of a state have mean 1.  The model that drew the step is the prior of the tilt;
-    `prior="ref"` makes it the pretrained one, by the ratio of the two, so that refreshes do not tilt again and again.
+    With the soft value the weights of a state have mean 1.  The model that drew the step is the prior of the tilt,
+    so that each time it is renewed the next tilt comes on top of the last.  With `prior="ref"` the prior is the
+    pretrained model, by the ratio of the two, and so are the values.
     """
 
     alpha: float = 1.0
     prior: Literal["old", "ref"] = "old"
+    value: Value = field(default_factory=PosteriorMean)
+    """V where the prior is the pretrained model; else the search keeps them, by the model that drew the steps."""
 
     @property
     def requires(self) -> frozenset[str]:
@@ -80,15 +84,16 @@ class GainWeights:
 
     def __call__(self, ctx: Context, batch: Batch) -> Tensor:
         """(T, B) log-weights."""
-        if "gain" not in batch.per_step:
-            raise ValueError("the search kept no values; use Rollout(value=...)")
-        logw = batch.per_step["gain"].double() / self.alpha
-        if self.prior == "ref":
-            if "log_prob" not in batch.per_step:
-                raise ValueError("the search kept no log-probabilities; use Rollout(log_prob=True)")
-            ref = log_probs(ctx, batch, predictions(ctx, ctx.reference, batch))
-            logw = logw + (ref - batch.per_step["log_prob"]).double()
-        return logw
+        if self.prior == "old":
+            if "gain" not in batch.per_step:
+                raise ValueError("the search kept no values; use Rollout(value=...)")
+            return batch.per_step["gain"].double() / self.alpha
+        if "log_prob" not in batch.per_step:
+            raise ValueError("the search kept no log-probabilities; use Rollout(log_prob=True)")
+        seen = replay(ctx, ctx.reference, batch, self.value)
+        assert seen.gain is not None
+        ratio = seen.log_prob() - batch.per_step["log_prob"]
+        return seen.gain.double() / self.alpha + ratio.double()
 
 
 class Count(nn.Module):

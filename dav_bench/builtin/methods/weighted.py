@@ -71,8 +71,7 @@ class VIDD(Training):
 class VMPO(Training):
     """Least variance of log importance weights (arXiv 2602.12229).
 
-    Settings of the released code (SamsungLabs/VMPO, config/vmpo.py), whose KL and averaged log-probabilities are
-    `compat=release`.
+    Settings of the released code (SamsungLabs/VMPO, config/vmpo.py), whose deviations are `compat=release`.
     """
 
     rounds: int = 100
@@ -91,6 +90,8 @@ class VMPO(Training):
     """Rounds over which 1 / alpha rises linearly to its value."""
     form: Literal["diff", "r2g"] = "diff"
     """Differences of look-ahead rewards, or reward-to-go: exact, with more noise."""
+    potential: Literal["ref", "policy"] = "ref"
+    """Look-ahead by the pretrained model, whose targets stand still, or by the model being trained (release)."""
     lookahead: Literal["mode", "mean", "sample"] = "mode"
     """What the reward sees of a noisy sequence: its likeliest tokens, their probabilities, or one draw."""
     baseline: Literal["learned", "batch"] = "learned"
@@ -104,10 +105,13 @@ class VMPO(Training):
     reduce: Literal["sum", "mean"] = "sum"
     """Log-probabilities and KL: summed over dimensions, which is exact, or averaged (release)."""
     compat: Literal["paper", "release"] = "paper"
-    """`release` averages log-probabilities over dimensions and adds the KL."""
+    """`release` averages log-probabilities over dimensions, adds the KL and looks ahead by the model itself."""
 
     COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
-        "release": {domain: {"reduce": "mean", "kl": 1.0} for domain in ("image", "vector", "sequence")}
+        "release": {
+            domain: {"reduce": "mean", "kl": 1.0, "potential": "policy"}
+            for domain in ("image", "vector", "sequence")
+        }
     }
 
 
@@ -128,8 +132,9 @@ def vidd(c: VIDD) -> Method:
     from dav_bench.core.value import PosteriorMean
     from dav_bench.core.weighted import GainWeights, WeightedLikelihood
 
-    search = Rollout(on="old", log_prob=c.prior == "ref", value=PosteriorMean(c.lookahead))
-    loss = WeightedLikelihood(GainWeights(c.alpha, c.prior), "transition", c.reduce, c.refresh)
+    value, anchored = PosteriorMean(c.lookahead), c.prior == "ref"
+    search = Rollout(on="old", log_prob=anchored, value=None if anchored else value)
+    loss = WeightedLikelihood(GainWeights(c.alpha, c.prior, value), "transition", c.reduce, c.refresh)
     return Method(search, loss, Training.of(c))
 
 
@@ -138,8 +143,10 @@ def vmpo(c: VMPO) -> Method:
     from dav_bench.core.value import PosteriorMean
     from dav_bench.core.variance import LogVariance
 
+    value = PosteriorMean(c.lookahead) if c.form == "diff" else None
     loss = LogVariance(
         form=c.form,
+        value=value if c.potential == "ref" else None,
         scale=1 / c.alpha,
         warmup=c.warmup,
         baseline=c.baseline,
@@ -148,5 +155,5 @@ def vmpo(c: VMPO) -> Method:
         kl=c.kl,
         reduce=c.reduce,
     )
-    value = PosteriorMean(c.lookahead) if c.form == "diff" else None
-    return Method(Rollout(log_prob=True, value=value), loss, Training.of(c))
+    search = Rollout(log_prob=True, value=value if c.potential == "policy" else None)
+    return Method(search, loss, Training.of(c))
