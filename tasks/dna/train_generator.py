@@ -63,31 +63,11 @@ def corrupt(x: Tensor, counts: Tensor, generator: torch.Generator | None = None)
     return x.masked_fill(hidden, MASK), hidden
 
 
-def loss(
-    net: nn.Module,
-    x: Tensor,
-    counts: Tensor,
-    generator: torch.Generator | None = None,
-    teacher: nn.Module | None = None,
-) -> Tensor:
-    """Nats per hidden base (B,): with counts uniform in 1..L its mean is the bound on the NLL per base.
-
-    With a teacher it is the cross-entropy to what the teacher expects at the hidden bases, not to the bases
-    themselves: near-random sequences are noisy labels, and the teacher's law has that noise averaged out.
-    """
+def loss(net: nn.Module, x: Tensor, counts: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Nats per hidden base (B,): with counts uniform in 1..L its mean is the bound on the NLL per base."""
     tokens, hidden = corrupt(x, counts, generator)
-    states = one_hot(tokens, MASK + 1)
-    target = x if teacher is None else expected(teacher, states).transpose(1, 2)
-    nll = F.cross_entropy(net(states).float().transpose(1, 2), target, reduction="none")
+    nll = F.cross_entropy(net(one_hot(tokens, MASK + 1)).float().transpose(1, 2), x, reduction="none")
     return (nll * hidden).sum(1) / counts
-
-
-@torch.no_grad()
-def expected(net: nn.Module, states: Tensor) -> Tensor:
-    """Law (B, L, 4) of the clean bases of states (B, L, 5), the mean over both strands."""
-    other = torch.cat([states[..., :MASK].flip(1, 2), states[..., MASK:].flip(1)], -1)
-    here, there = net(torch.cat([states, other])).float().softmax(-1).chunk(2)
-    return (here + there.flip(1, 2)) / 2
 
 
 def spread(n: int, length: int, generator: torch.Generator | None = None) -> Tensor:

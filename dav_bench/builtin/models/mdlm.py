@@ -143,9 +143,10 @@ class Memory(nn.Module):
         b, length, _ = x.shape
         side, parts = (self.span - self.stride) // 2, self.span // self.stride
         windows = F.pad(x, (0, 0, side, side)).unfold(1, self.span, self.stride).flatten(2)
-        votes = self.write(F.relu6(self.read(windows)) / 6).view(b, -1, parts, self.stride * self.vocab)
+        found = F.relu6(self.read(windows), inplace=True)  # large, so not worth a copy
+        votes = self.write(found).view(b, -1, parts, self.stride * self.vocab)
         total = sum(F.pad(votes[:, :, i], (0, 0, i, parts - 1 - i)) for i in range(parts))
-        return total.reshape(b, -1, self.vocab)[:, side : side + length]
+        return total.reshape(b, -1, self.vocab)[:, side : side + length] / 6
 
 
 class Hourglass(nn.Module):
@@ -201,7 +202,7 @@ class Hourglass(nn.Module):
         """States (B, L, V+1) -> logits (B, L, V) of the clean bases; the time t (B,) is not used."""
         b, length, _ = x.shape
         votes = self.memory(x)
-        h = F.relu(self.stem(torch.cat([x.to(votes.dtype), votes], -1)))
+        h = F.relu(self.stem(torch.cat([x.to(votes.dtype), votes], -1)), inplace=True)
         wide = self.blocks(self.down(h.reshape(b, length // self.patch, -1)))
         h = h + self.up(self.norm_wide(wide)).reshape(b, length, -1)
         return self.out(h + F.relu(self.readout(self.norm_thin(h)))) + self.trust * votes
