@@ -29,7 +29,7 @@ class Weighting(Protocol):
 
 def effective(weight: Tensor) -> float:
     """Effective share of weights (n,): 1 where all are equal, 1/n where one has all, 0 where none has any."""
-    w = (weight / weight.max().clamp_min(1e-300)).double()
+    w = weight.double() / weight.double().max().clamp_min(1e-300)
     return float(w.sum() ** 2 / (w**2).sum().clamp_min(1e-300) / len(w))
 
 
