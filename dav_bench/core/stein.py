@@ -30,7 +30,8 @@ def kde_score(
     """(..., K, D) ∇ log Z(x) and (..., K) log Z(x), Z = Σ_h Σ_m exp(−|x − y_m|² / τ_h), of data y (..., M, D).
 
     With kernel weights k_hm the score is Σ (2 / τ_h) k_hm (y_m − x) / Z: a softmax over data and kernels, which
-    never underflows.  `clamp` is the released form, whose Z is at least 1e-6, so that it fades far from all data.
+    never underflows.  `clamp` is the released form on images, whose Z is at least 1e-6, so that it fades far from all
+    data; the released toy has this Z in the numerator too, where it is a pull of −2x/τ to the origin.
     """
     logits = -squared_distances(x, data)[..., None] / taus  # (..., K, M, H)
     log_z = logits.flatten(-2).logsumexp(-1)
