@@ -86,7 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 def test_a_run_ends_done_with_everything_on_disk(finished: RunDir) -> None:
     assert finished.status == "done"
-    assert finished.samples().height == 256
+    assert finished.samples().height == 2048
     assert set(final_metrics(finished)) >= {"reward"}
     assert finished.meta["meter"]["search"]["forward"] > 0
     assert finished.env["execution"]["threads"] == 1

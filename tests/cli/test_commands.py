@@ -142,7 +142,7 @@ def test_an_unknown_command_is_a_usage_error(run):
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(run, tmp_path):
     text = run("run", "--method", "dav,svdd", "--task", "toy-tokens", "--seeds", "0-1", "--dry-run").stdout
-    assert len(re.findall(r"^toy-tokens .* new ", text, re.M)) == 7
+    assert len(re.findall(r"^toy-tokens .* new ", text, re.M)) == 8
     rows = json.loads(run("run", "--method", "dav", "--task", "dna", "--dry-run", "--json").stdout)
     assert [r["label"] for r in rows] == ["real", "pretrained", "dav", "dav+tree"]
     assert rows[2]["spec"]["params"]["width"] > 0 and rows[2]["path"].startswith("results/runs/dna/dav/")
@@ -206,7 +206,7 @@ def test_list_says_what_fits_a_task_and_why_the_rest_does_not(run):
 
 def test_every_method_that_has_one_shows_its_paper_and_all_show_what_they_need(run):
     rows = json.loads(run("list", "methods", "--json").stdout)
-    own = {"real", "pretrained", "best-of-n"}
+    own = {"real", "exact", "pretrained", "best-of-n"}
     assert [r["name"] for r in rows if not r["needs"] or not (r["paper"] or r["name"] in own)] == []
     (shown,) = (s for s in json.loads(run("show", "dav", "--json").stdout) if s["kind"] == "method")
     assert shown["trains"] == "yes" and shown["search"] == "tree" and "dna" in shown["fits"]

@@ -25,14 +25,14 @@ def run(methods=("dav",), sets=FAST, fresh=False, json=False, **options):
 def test_a_run_ends_with_a_table_and_the_next_reuses_it(capsys):
     runs, code = run()
     shown = capsys.readouterr()
-    assert code == ExitCode.OK and [r.spec.label for r in runs] == ["pretrained", "dav", "dav+tree"]
+    assert code == ExitCode.OK and [r.spec.label for r in runs] == ["exact", "pretrained", "dav", "dav+tree"]
     for name in ("pretrained", "dav+tree", "training cost", "results: results/runs/toy-tokens"):
         assert name in shown.out, name
     assert "round 2/2" in shown.err
     stamps = [(r.path / "run.json").stat().st_mtime_ns for r in runs]
     again, code = run()
     assert code == ExitCode.OK and {r.status for r in again} == {"cached"}
-    assert capsys.readouterr().err.count("reused") == 3
+    assert capsys.readouterr().err.count("reused") == 4
     assert [(r.path / "run.json").stat().st_mtime_ns for r in again] == stamps
     assert {r.status for r in run(fresh=True)[0]} == {"new"}
     assert [(r.path / "run.json").stat().st_mtime_ns for r in again] != stamps
@@ -40,8 +40,9 @@ def test_a_run_ends_with_a_table_and_the_next_reuses_it(capsys):
 
 def test_json_says_where_the_numbers_are(capsys):
     run(["pretrained"], ["eval.samples=16"], json=True)
-    (row,) = json.loads(capsys.readouterr().out)
-    assert row["status"] == "done" and Path(row["path"]).is_dir()
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["label"] for r in rows] == ["exact", "pretrained"]
+    assert all(r["status"] == "done" and Path(r["path"]).is_dir() for r in rows)
 
 
 def test_a_spec_file_reruns_a_run(tmp_path):

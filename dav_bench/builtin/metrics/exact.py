@@ -15,7 +15,6 @@ import torch
 from dav_bench.builtin.metrics.base import MetricContext, Samples
 from dav_bench.builtin.models.mixture import MixtureNetwork
 from dav_bench.builtin.models.tokens import TokenNetwork
-from dav_bench.errors import DavBenchError
 
 if TYPE_CHECKING:
     from dav_bench.builtin.exact import World
@@ -24,35 +23,36 @@ BOUND = 0.45
 """E-score from which an 8-mer counts as specifically bound."""
 
 
-def world(ctx: MetricContext) -> World:
-    """The exact world of the run that is measured."""
+def world(ctx: MetricContext) -> World | None:
+    """The exact world of the run that is measured; None where its model is another than the task's and not exact."""
     from dav_bench.builtin import exact
 
-    if ctx.reward is None:
-        raise DavBenchError("metrics of exact worlds need the training reward.")
+    if ctx.reward is None or not isinstance(ctx.reference().network, TokenNetwork | MixtureNetwork):
+        return None
     return exact.world(ctx.reference(), ctx.reward, float(ctx.task.target["alpha"]))
 
 
-def target_distance(samples: Samples, ctx: MetricContext) -> float:
+def target_distance(samples: Samples, ctx: MetricContext) -> float | None:
     """Squared distance to the exact target, 1 for the pretrained model and without bias 0 for exact samples.
 
     Of kernel means on tokens, k(x, y) = Π_l (1 if x_l = y_l else 0.4); energy distance on vectors.
     """
-    return world(ctx).distance(samples.x)
+    return exact.distance(samples.x) if (exact := world(ctx)) else None
 
 
-def target_gap(samples: Samples, ctx: MetricContext) -> float:
+def target_gap(samples: Samples, ctx: MetricContext) -> float | None:
     """Mean reward minus that of the exact target, E*[r]; 0 at the target, above it where diversity was given up."""
-    exact = world(ctx)
+    if (exact := world(ctx)) is None:
+        return None
     return float(exact.reward(samples.x.double()).mean()) - exact.best()
 
 
-def target_tv(samples: Samples, ctx: MetricContext) -> float:
+def target_tv(samples: Samples, ctx: MetricContext) -> float | None:
     """Total variation between the target and the samples' frequencies: of sequences, or of the modes of a mixture.
 
     Not 0 for exact samples: about half Σ sqrt(2 p (1 − p) / (π n)).
     """
-    return world(ctx).tv(samples.x)
+    return exact.tv(samples.x) if (exact := world(ctx)) else None
 
 
 def target_kl(samples: Samples, ctx: MetricContext) -> float | None:
@@ -78,19 +78,19 @@ def entropy(samples: Samples, ctx: MetricContext) -> float:
     if isinstance(network, MixtureNetwork):
         label = torch.cdist(samples.x.double(), network.law.means).argmin(1)
     else:
-        label = samples.x.argmax(-1) @ samples.x.shape[-1] ** torch.arange(samples.x.shape[1])
-    count = label.unique(return_counts=True)[1].double()
+        label = samples.x.argmax(-1)
+    count = label.unique(dim=0, return_counts=True)[1].double()
     pairs = n * (n - 1) / 2
     return math.log(pairs / max(1.0, float((count * (count - 1)).sum()) / 2)) if pairs else 0.0
 
 
-def log_prob(samples: Samples, ctx: MetricContext) -> np.ndarray:
+def log_prob(samples: Samples, ctx: MetricContext) -> np.ndarray | None:
     """(n,) exact log-likelihood of each sample under the pretrained law, in nats; a log-density for vectors."""
     network = ctx.reference().network
     if isinstance(network, MixtureNetwork):
         return network.law.log_prob(samples.x.double()).numpy()
     if not isinstance(network, TokenNetwork):
-        raise DavBenchError("the pretrained law of this model is not known exactly.")
+        return None
     length, vocab = samples.x.shape[1:]
     index = samples.x.argmax(-1) @ vocab ** torch.arange(length - 1, -1, -1)
     return network.prior[index].log().numpy()
