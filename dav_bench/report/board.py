@@ -26,8 +26,8 @@ COSTS = (
     Column("seconds", "seconds", "cost", "down", summary="training and drawing the final samples"),
     Column("peak-mb", "peak MB", "cost", "down", summary="largest resident memory"),
 )
-FIRST = ("real", "pretrained")
-"""Rows that open every board; the others follow by held-out reward."""
+FIRST = ("real", "exact", "pretrained")
+"""Rows that open every board; the others follow by held-out reward, or nearest first where the target is known."""
 
 _DRAWING = "sample"  # the phase of the meter that draws the final samples
 _UNCHARGED = ("eval",)  # the phase that every method has alike
@@ -211,10 +211,11 @@ def _schema(columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def _order(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Real, pretrained, then by held-out reward (or by the reward, where there is none), best first."""
+    """Real, exact, pretrained, then nearest to the exact target, or by held-out reward, or else by the reward."""
     first = FIRST.index(line["method"]) if line["method"] in FIRST else len(FIRST)
     best = line.get("reward-heldout")
     best = line.get("reward") if best is None else best
+    best = -line["target-distance"] if line.get("target-distance") is not None else best
     worth = 0.0 if best is None or best != best else float(best)
     return (first, best is None or best != best, -worth, line["label"], line["id"], line["source"])
 

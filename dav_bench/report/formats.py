@@ -92,15 +92,17 @@ def protocol(board: Board) -> str:
 
 def notes(board: Board) -> list[str]:
     """What the numbers mean, one line each."""
-    terms = board.terms
+    terms, names = board.terms, {c.name for c in board.columns}
+    order = "by held-out reward (train reward where there is none)"
+    if "target-distance" in names:
+        order = "by their distance to the exact target"
     lines = [
-        "Rows after `real` and `pretrained` are ordered by held-out reward (train reward where there is none), "
+        f"Rows after `real` and `pretrained` are ordered {order}, "
         "which is no rank: with fewer than 3 seeds, or where intervals overlap, the order says nothing.",
         "± is half the 95 % Student t interval of the mean over seeds, t(n-1, .975) s / sqrt(n); one seed has none. "
         "Cost columns are means.",
         f"Rewards are the {terms.reduce} over samples.",
     ]
-    names = {c.name for c in board.columns}
     if "gap" in names:
         scale = "; ".join(
             f"{role}: median {number(s['median'])}, 90th percentile {number(s['q90'])}"
