@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from dav_bench.errors import DavBenchError, ExitCode
 from dav_bench.plugins import catalog
 
 if TYPE_CHECKING:
-    from dav_bench.core import Method, Model, Reward, Searcher
+    from dav_bench.core import MeteredReward, Method, Model, Reward, Searcher
     from dav_bench.spec import RunSpec
 
 
@@ -25,11 +25,22 @@ def build_model(spec: RunSpec) -> Model:
 
 def build_reward(spec: RunSpec, role: str) -> Reward:
     """The reward of one role, `train` or `heldout`."""
-    params = dict(spec.rewards[role])
+    params = {key: value for key, value in spec.rewards[role].items() if key != "wrap"}
     use = params.pop("use")
     if is_file_reward(use):
         return file_reward(use, params.get("sha256", ""), catalog().get("models", spec.model["use"]).domain)
     return catalog().get("rewards", use).build(params)
+
+
+def wrap_reward(spec: RunSpec, role: str, reward: MeteredReward) -> Callable[..., Any]:
+    """The reward with the gradient that `--reward-wrap` gives it, whose calls are counted; else the reward itself."""
+    wrap = dict(spec.rewards[role].get("wrap", {}))
+    if not wrap:
+        return reward
+    from dav_bench.core.nes import NES
+
+    wrap.pop("name")
+    return NES(reward, **wrap)
 
 
 def build_method(spec: RunSpec) -> Method:

@@ -1,7 +1,7 @@
 """Where settings come from: task file, preset, config file, environment and --set, as layers of one shape.
 
 A layer maps a section to its settings. Sections are `method` (all methods of the command), a method's name,
-`sampler`, `eval`, `budget`, `model`, `reward.train`, `reward.heldout`, `search`, and `searcher`, `trainer`,
+`sampler`, `eval`, `budget`, `model`, `reward.train`, `reward.heldout`, `search`, `nes`, and `searcher`, `trainer`,
 `training` for a pair made on the command line.
 """
 
@@ -34,6 +34,7 @@ FIXED = (
     "searcher",
     "trainer",
     "training",
+    "nes",
 )
 
 

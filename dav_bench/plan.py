@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dav_bench.config import Layer, Resolved, resolve, settings_of
 from dav_bench.errors import DavBenchError, near, problems
@@ -18,6 +18,9 @@ Status = Literal["new", "cached", "resumable", "skip"]
 
 UNTIL_SPENT = 1_000_000
 """Rounds of a training run that its budget ends."""
+
+_INSTEAD = {"step.memoryless": "dav-bench run --method drakes --task {task}"}
+"""What serves models without a capability: DRAKES follows reward gradients on tokens."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,20 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class NES:
+    """`--reward-wrap nes`: the gradient of a black-box reward by antithetic evolution strategies."""
+
+    n: int = 16
+    """Directions; each costs two rows of the reward for each sample."""
+    sigma: float = 0.01
+    """Size of a step along each, in the units of a sample (FAV: 0.005 on latents of images)."""
+
+
+WRAPS: Mapping[str, type] = {"nes": NES}
+"""What --reward-wrap may name, with its settings; they are a section of that name."""
+
+
+@dataclass(frozen=True)
 class Request:
     """What a command asks for."""
 
@@ -62,6 +79,8 @@ class Request:
     """Searcher and trainer that make a method without code."""
     reward: str | None = None
     """Training reward instead of the task's: a name, or `path.py:function`."""
+    wrap: str | None = None
+    """One of WRAPS: gives the training reward a gradient, for the methods that follow it."""
     heldout: bool = True
     """Read the held-out reward; tuning does not."""
     baselines: bool = True
@@ -103,6 +122,8 @@ def plan(
     """
     runs: dict[str, PlannedRun] = {}
     errors: list[str] = []
+    if request.wrap is not None and request.wrap not in WRAPS:
+        raise DavBenchError(f"--reward-wrap {request.wrap}: unknown name{near(request.wrap, WRAPS)}")
     used: set[tuple[str, str, str]] = set()
     for task in request.tasks:
         check_task(task, catalog)
@@ -113,6 +134,8 @@ def plan(
         errors += composer.errors
         used |= composer.used
     errors += _unused(request, catalog, used)
+    if request.wrap and not any("wrap" in run.spec.rewards["train"] for run in runs.values()):
+        errors.append(f"--reward-wrap {request.wrap}: no method of this command follows the reward's gradient")
     if errors:
         method = next(iter(request.methods), "METHOD")
         fix = f"dav-bench show {method} --task {request.tasks[0].name}"
@@ -183,6 +206,7 @@ class _Composer:
         self.eval = self._section(Eval, "eval")
         self.budget = self._budget()
         self.rewards = {role: self._reward(role) for role in self._roles()}
+        self.wrap = None if request.wrap is None else self._section(WRAPS[request.wrap], request.wrap)
 
     def _roles(self) -> list[str]:
         return [r for r in self.task.rewards if r == "train" or self.request.heldout]
@@ -251,7 +275,7 @@ class _Composer:
                 params=params,
                 model=self.model_values,
                 sampler=self.sampler,
-                rewards=self.rewards,
+                rewards=self._wrapped(entry, params, search),
                 eval=self.eval,
                 budget=self.budget if trains(entry) else {"unit": Budget.unit},
                 heldout=self.request.heldout and "heldout" in self.rewards,
@@ -264,10 +288,33 @@ class _Composer:
         self.sources = kept
         return out
 
+    def _wrapped(self, *part: Any) -> dict[str, Any]:
+        """The rewards of a method, the training reward wrapped where the method or its search needs a gradient."""
+        used = any("reward.grad" in active(e.requires, values) for e, values in self._parts(*part))
+        if self.wrap is None or not used:
+            return self.rewards
+        train = {**self.rewards["train"], "wrap": {"name": self.request.wrap, **self.wrap}}
+        return {**self.rewards, "train": train}
+
+    def _parts(
+        self, entry: Entry, params: Mapping[str, Any], search: Mapping[str, Any] | None
+    ) -> list[tuple[Entry, Mapping[str, Any]]]:
+        """What makes a run, each with its settings: the method, and the searcher at test time."""
+        parts: list[tuple[Entry, Mapping[str, Any]]] = [(entry, _flat_params(params))]
+        if search:
+            parts.append((self.catalog.get("searchers", search["name"]), search["params"]))
+        return parts
+
     def _params(self, entry: Entry) -> dict[str, Any]:
         if entry.target != "pair":
             found = resolve(entry.config, self.layers, ["method", entry.name], self.domain, loose=["method"])
             values = self._note(found, "method")
+            if entry.config is not None and not found.errors:
+                try:  # settings that are right each and wrong together
+                    entry.config(**values)
+                except ValueError as err:
+                    self.errors.append(f"{entry.name}: {err}")
+                    return values
             complete = getattr(entry.config, "complete", None)
             if complete is not None and not found.errors:  # what else decides the run: the files it reads
                 values = complete(values)
@@ -318,11 +365,14 @@ class _Composer:
 
     def _misfit(self, spec: RunSpec, entry: Entry, params: Mapping[str, Any]) -> tuple[str, str]:
         """Why this run is impossible, and what would work; two empty strings when it is possible."""
-        needs = [(entry, _flat_params(params))]
-        if spec.search:
-            needs.append((self.catalog.get("searchers", spec.search["name"]), spec.search["params"]))
+        needs = self._parts(entry, params, spec.search)
         given = active(self.model.provides, {**self.sampler, **self.model_values})
-        train = self.rewards["train"]
+        train = spec.rewards["train"]
+        if "wrap" in train and self.domain == "sequence":
+            return (
+                f"{self.request.wrap} follows the reward between samples, and between two tokens there are none",
+                f"dav-bench list methods --fits {self.task.name}",
+            )
         for role, reward in self.rewards.items():
             known = self.catalog.find("rewards", reward["use"])
             if known and known.domain and self.domain and known.domain != self.domain:
@@ -336,7 +386,8 @@ class _Composer:
             missing = sorted(active(part.requires, values) - given)
             if missing:
                 switch = _switch(self.model, missing[0], self.sampler)
-                return _explain(part, missing, values, train["use"], self.model.name, self.task.name, switch)
+                names = (train["use"], self.model.name, self.task.name)
+                return _explain(part, missing, values, *names, given, self.domain, switch)
             if part.domain and self.domain and part.domain != self.domain:
                 return (
                     f"{part.name!r} works on {part.domain}, model {self.model.name!r} makes {self.domain}",
@@ -380,19 +431,28 @@ def _flat_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reward_gives(reward: Mapping[str, Any], catalog: Catalog) -> set[str]:
+    wrapped = {"reward.grad"} if "wrap" in reward else set()
     if "sha256" in reward:
-        return set() if reward["text"] else {"reward.grad"}
-    return active(catalog.get("rewards", reward["use"]).provides, reward)
+        return wrapped if reward["text"] else {"reward.grad"}
+    return wrapped | active(catalog.get("rewards", reward["use"]).provides, reward)
 
 
-def _switch(model: Entry, capability: str, sampler: Mapping[str, Any]) -> str:
-    """The sampler setting that keeps a model from giving a capability it has at other values: eta, for densities."""
+def _switch(model: Entry, capability: str, sampler: Mapping[str, Any]) -> tuple[str, str]:
+    """The sampler setting that keeps a model from a capability it has at another value, and that value, as
+    `key=value` both: eta, for densities.  Empty where there is none."""
     for give in model.provides:
         name, _, test = give.partition(" if ")
-        key = test.partition("!=")[0]
-        if name == capability and key in sampler and not sampler[key]:
-            return key
-    return ""
+        key, unequal, value = test.partition("!=") if "!=" in test else test.partition("=")
+        if name == capability and key in sampler and unequal:
+            held = f"{sampler[key]:g}" if isinstance(sampler[key], float) else sampler[key]
+            return f"{key}={held}", f"{key}={1 if unequal == '!=' else value}"
+    return "", ""
+
+
+def _choices(part: Entry, key: str) -> list[str]:
+    """Values that a setting of a part may take, where they are named."""
+    setting = settings_of(part.config).get(key) if part.config else None
+    return [str(value) for value in get_args(setting.type)] if setting else []
 
 
 def _explain(
@@ -402,18 +462,31 @@ def _explain(
     reward: str,
     model: str,
     task: str,
-    switch: str = "",
+    given: set[str],
+    domain: str | None,
+    switch: tuple[str, str] = ("", ""),
 ) -> tuple[str, str]:
     lacking = "reward " + repr(reward) if missing[0].startswith("reward.") else "model " + repr(model)
     why = f"{part.name!r} needs {', '.join(missing)}; {lacking} does not give it"
-    if switch:
-        return f"{why} with sampler.{switch}=0", f"--set sampler.{switch}=1"
+    if all(switch):
+        return f"{why} with sampler.{switch[0]}", f"--set sampler.{switch[1]}"
+    section = "search" if part.kind == "searchers" else part.name
     for need in part.requires:
         name, _, test = need.partition(" if ")
-        if name == missing[0] and test and "=" not in test and isinstance(values.get(test), bool):
-            section = "search" if part.kind == "searchers" else part.name
+        if name != missing[0] or not test:
+            continue
+        if "=" not in test and isinstance(values.get(test), bool):
             return why, f"--set {section}.{test}=false"
-    return why, f"dav-bench list methods --fits {task}"
+        key = test.partition("=")[0]
+        for other in _choices(part, key):
+            lacks = sorted(active(part.requires, {**values, key: other}) - given)
+            if all(lack.startswith("reward.") for lack in lacks):
+                which = f", with a reward that gives {', '.join(lacks)}" if lacks else ""
+                return why, f"--set {section}.{key}={other}{which}"
+    if missing == ["reward.grad"] and domain != "sequence":
+        return why, "--reward-wrap nes"
+    instead = (_INSTEAD[name] for name in missing if name in _INSTEAD)
+    return why, next(instead, "dav-bench list methods --fits {task}").format(task=task)
 
 
 def on_disk(path: Path, fresh: bool) -> tuple[Status, str]:

@@ -256,7 +256,9 @@ class _Run:
         self.model.attach(self.meter, self.machine.micro_batch)
         self.model.network.eval()
         self.reference = self.model.reference()
-        self.ctx: Context = Context(self.model, self.reference, self._reward("train"), self.meter)
+        self.reward = self._reward("train")
+        reward = build.wrap_reward(self.spec, "train", self.reward)
+        self.ctx: Context = Context(self.model, self.reference, reward, self.meter)
         if self.method.loss is not None:
             self.ctx.modules = self.method.loss.modules(self.ctx)
 
@@ -489,10 +491,9 @@ class _Run:
         from dav_bench.core import Rollout
 
         plain = isinstance(self.sampler(), Rollout)
-        reward: Any = self.ctx.reward
         return MetricContext(task=self.task, pretrained=lambda: self.reference, rewards=rewards,
                              seed=int(self.spec.eval["seed"]), device=self.machine.device,
-                             reward=reward.reward, policy=(lambda: self.model) if plain else None)  # fmt: skip
+                             reward=self.reward.reward, policy=(lambda: self.model) if plain else None)  # fmt: skip
 
     def _measure(self, batch: Batch) -> tuple[dict[str, tuple[float, int]], dict[str, Any]]:
         """Metrics as (value, samples) by name, and the columns of samples.parquet."""

@@ -31,6 +31,7 @@ _GAUSSIAN = tuple(
     name if name not in ("step.log_prob", "step.tilt", "step.kl") else f"{name} if eta!=0"
     for name in (*_STEP, "continuous")
 )  # a deterministic chain has no densities
+_MASKED = (*_STEP, "tokens")
 _TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
 _ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
 _FIT = ("step.log_prob", "step.kl if kl", "reference if kl")
@@ -88,7 +89,8 @@ def register_methods(register: Register) -> None:
              requires=(*_PATH, "step.kl if alpha", "reference if alpha"), tunes=True, search="tree",
              summary="reward gradients through relaxed tokens, and a KL of the path",
              paper="arXiv:2410.13643")  # fmt: skip
-    register("dpo", at + "preference:build", config=DPO, requires=("sample", "corrupt", "reference"), tunes=True,
+    register("dpo", at + "preference:build", config=DPO, tunes=True,
+             requires=("sample", "corrupt", "reference", "tokens if times=path", "tokens if pairs"),
              summary="denoise the preferred sample of each pair better than the other",
              paper="arXiv:2311.12908")  # fmt: skip
     register("fav", at + "fav:build", config=FAV, requires=(*_PATH, "reference", *_PARTICLE_SPACE), tunes=True,
@@ -150,10 +152,10 @@ def register_trainers(register: Register) -> None:
 @hookimpl
 def register_models(register: Register) -> None:
     at = "dav_bench.builtin.models."
-    register("mdlm-dna", at + "mdlm:build", config=Weights, provides=(*_STEP, "data"), domain="sequence",
+    register("mdlm-dna", at + "mdlm:build", config=Weights, provides=(*_MASKED, "data"), domain="sequence",
              summary="masked diffusion of 200-base regulatory elements of four human cell types",
              paper="arXiv:2406.07524")  # fmt: skip
-    register("gosai", at + "gosai:build", config=GosaiModel, provides=_STEP, domain="sequence",
+    register("gosai", at + "gosai:build", config=GosaiModel, provides=_MASKED, domain="sequence",
              summary="published masked diffusion of measured 200-base enhancers (file not shipped)",
              paper="arXiv:2410.13643")  # fmt: skip
     register("toy-mixture", at + "mixture:build_mixture", config=toy.ToyMixture,
@@ -163,10 +165,10 @@ def register_models(register: Register) -> None:
              provides=(*_GAUSSIAN, "target"), domain="vector",
              summary="eight Gaussians on a circle whose exact posterior is known")  # fmt: skip
     register("toy-tokens", at + "tokens:build_tokens", config=toy.ToyTokens,
-             provides=(*_STEP, "target"), domain="sequence",
+             provides=(*_MASKED, "target"), domain="sequence",
              summary="Markov chain of three tokens over four letters whose exact posterior is known")  # fmt: skip
     register("tfbind8", at + "tokens:build_tfbind8", config=toy.TFBind8,
-             provides=(*_STEP, "target"), domain="sequence",
+             provides=(*_MASKED, "target"), domain="sequence",
              summary="8-mers of human regulatory DNA, a Markov chain of order 3 with its exact posterior")  # fmt: skip
 
 

@@ -37,6 +37,9 @@ def run(
     searcher: Annotated[str | None, typer.Option(help="With --trainer: a method made of these two.")] = None,
     trainer: Annotated[str | None, typer.Option(help="With --searcher: a method made of these two.")] = None,
     reward: Annotated[str | None, typer.Option(help="Training reward: a name, or ./my.py:function.")] = None,
+    reward_wrap: Annotated[
+        str | None, typer.Option(help="nes: estimate the gradient of a black-box training reward.")
+    ] = None,
     heldout: Annotated[bool, typer.Option(help="Read the held-out reward; tuning must not.")] = True,
     baselines: Annotated[bool, typer.Option(help="Add the task's baselines.")] = True,
     budget: Annotated[
@@ -66,8 +69,8 @@ def run(
     else:
         runs = planned(
             methods=names(method), tasks=names(task), seeds=seed_list(seeds), sets=set_ or [], config=config,
-            preset=preset, search=search, pair=_pair(searcher, trainer), reward=reward, heldout=heldout,
-            baselines=baselines, budget=budget, out=out, fresh=fresh,
+            preset=preset, search=search, pair=_pair(searcher, trainer), reward=reward, wrap=reward_wrap,
+            heldout=heldout, baselines=baselines, budget=budget, out=out, fresh=fresh,
         )  # fmt: skip
     from dav_bench.tasks import all_tasks
 
@@ -89,8 +92,9 @@ def run(
 def planned(
     *, methods: Sequence[str], tasks: Sequence[str], seeds: Sequence[int] = (0,), sets: Sequence[str] = (),
     config: Path | None = None, preset: str | None = None, search: str | None = "auto",
-    pair: tuple[str, str] | None = None, reward: str | None = None, heldout: bool = True, baselines: bool = True,
-    budget: str | None = None, out: Path = Path("results"), fresh: bool = False,
+    pair: tuple[str, str] | None = None, reward: str | None = None, wrap: str | None = None,
+    heldout: bool = True, baselines: bool = True, budget: str | None = None, out: Path = Path("results"),
+    fresh: bool = False,
 ) -> list[PlannedRun]:  # fmt: skip
     """The runs that a command line stands for."""
     from dav_bench.layers import budget_layer, config_layer, env_layer, set_layers
@@ -113,7 +117,7 @@ def planned(
     for point in set_layers(sets, known):
         request = Request(
             methods, found, seeds, [*below, point], preset, None if search == "none" else search, pair, reward,
-            heldout, baselines,
+            wrap, heldout, baselines,
         )  # fmt: skip
         for one in plan(request, known, out, fresh):
             runs.setdefault(one.spec.identity, one)

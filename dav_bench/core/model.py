@@ -71,7 +71,7 @@ class Model:
     @property
     def provides(self) -> frozenset[str]:
         if self.process.kind != "gaussian":
-            return STEP
+            return STEP | {"tokens"} if self.process.kind == "masked" else STEP
         eta = getattr(self.process, "eta", 1.0)
         lost = {"step.log_prob", "step.tilt", "step.kl"} if eta == 0 else set()
         return (STEP - lost) | {"continuous"} | ({"step.memoryless"} if eta == 1 else set())

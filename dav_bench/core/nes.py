@@ -12,7 +12,7 @@ from torch import Tensor
 from .noise import Noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NES:
     """A reward with an estimated gradient: antithetic evolution strategies around each sample.
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dav_bench.errors import DavBenchError
+
 LETTERS = "ACGT"
 
 
@@ -28,5 +30,11 @@ class FunctionReward:
         if value.shape != (len(sample),):
             raise ValueError(
                 f"{self.name} returned shape {tuple(value.shape)} for {len(sample)} samples; expected ({len(sample)},)"
+            )
+        if not self.text and torch.is_grad_enabled() and sample.requires_grad and not value.requires_grad:
+            raise DavBenchError(
+                f"the reward {self.name!r} has no gradient, and this method follows it.",
+                "Its value does not depend on the samples through torch operations alone.",
+                "--reward-wrap nes estimates one on continuous samples; `dav-bench list methods` says what needs none",
             )
         return value if value.is_floating_point() else value.to(sample.dtype)
