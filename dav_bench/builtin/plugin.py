@@ -175,10 +175,12 @@ def register_models(register: Register) -> None:
 @hookimpl
 def register_rewards(register: Register) -> None:
     at = "dav_bench.builtin.rewards."
-    register("hepg2-specificity", at + "dna:build_specificity", config=Weights, provides="reward.grad",
-             domain="sequence", summary="log-odds of open chromatin in HepG2 against other cells")  # fmt: skip
-    register("hepg2-specificity-heldout", at + "dna:build_heldout", config=Weights, provides="reward.grad",
-             domain="sequence", summary="the same by another network and seed on other chromosomes")  # fmt: skip
+    register("hepg2-specificity", at + "dna:build_specificity", config=Weights,
+             provides=("reward.grad", "reward.features"), domain="sequence",
+             summary="log-odds of open chromatin in HepG2 against other cells")  # fmt: skip
+    register("hepg2-specificity-heldout", at + "dna:build_heldout", config=Weights,
+             provides=("reward.grad", "reward.features"), domain="sequence",
+             summary="the same by another network and seed on other chromosomes")  # fmt: skip
     register("gosai-hepg2", at + "gosai:build", config=GosaiReward, provides="reward.grad", domain="sequence",
              summary="activity in HepG2 by a published Enformer oracle (file not shipped)")  # fmt: skip
     register("gosai-hepg2-heldout", at + "gosai:build_heldout", config=GosaiReward, provides="reward.grad",

@@ -46,8 +46,19 @@ def test_relaxed_sequences_carry_gradients(name: str) -> None:
     reward = BUILDERS[name]()
     x = (0.9 * junk(4) + 0.025).requires_grad_()
     (gradient,) = torch.autograd.grad(reward(x).sum(), x)
-    assert reward.provides == {"reward.grad"} and reward.domain == "sequence"
+    assert "reward.grad" in reward.provides and reward.domain == "sequence"
     assert gradient.isfinite().all() and (gradient.abs().amax((1, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_features_read_out_are_the_score(name: str) -> None:
+    reward, x = BUILDERS[name](), junk(5).requires_grad_()
+    if "reward.features" not in reward.provides:
+        return
+    features = reward.features(x)
+    assert features.ndim == 2 and torch.allclose(reward.head(features), reward(x), atol=1e-5)
+    (gradient,) = torch.autograd.grad(features.sum(), x)
+    assert bool((gradient.abs().amax((1, 2)) > 0).all())
 
 
 @pytest.mark.parametrize("name", BUILDERS)

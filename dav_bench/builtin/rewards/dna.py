@@ -6,6 +6,7 @@ sequence and its reverse complement, so it does not change when the strand does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,13 +61,17 @@ class PooledConv(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(widths[-1], classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One strand (B, L, 4) -> logits (B, classes)."""
+    def embed(self, x: Tensor) -> Tensor:
+        """One strand (B, L, 4) -> what is read out (B, widths[-1])."""
         h = x.transpose(1, 2)[:, :, None]
         for conv, norm, pool in zip(self.convs, self.norms, self.pools, strict=True):
             h = norm(conv(h))
             h = F.relu(F.max_pool2d(h, (1, pool)) if pool > 1 else h)
-        return self.out(self.drop(h.amax((2, 3))))
+        return h.amax((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One strand (B, L, 4) -> logits (B, classes)."""
+        return self.out(self.drop(self.embed(x)))
 
     def fuse(self) -> None:
         """Fold the normalisations into the convolutions, for prediction alone: the same function in less time."""
@@ -103,13 +108,17 @@ class DilatedAttention(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One strand (B, L, 4) -> logits (B, classes)."""
+    def embed(self, x: Tensor) -> Tensor:
+        """One strand (B, L, 4) -> what is read out (B, width)."""
         h = F.avg_pool2d(F.relu(self.stem(x.transpose(1, 2)[:, :, None])), (1, 4))
         for norm, conv in zip(self.norms, self.convs, strict=True):
             h = h + self.drop(F.relu(conv(norm(h))))
         h = self.final(h)
-        return self.out(self.drop((h * self.attend(h).softmax(3)).sum((2, 3))))
+        return (h * self.attend(h).softmax(3)).sum((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One strand (B, L, 4) -> logits (B, classes)."""
+        return self.out(self.drop(self.embed(x)))
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"pooled-conv": PooledConv, "dilated-attention": DilatedAttention}
@@ -124,7 +133,15 @@ class BothStrands(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sequences (B, L, 4), bases in the order A C G T -> logits (B, classes)."""
-        return self.net(torch.cat([x, x.flip(1, 2)])).unflatten(0, (2, len(x))).mean(0)
+        return self._mean(self.net, x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Sequences (B, L, 4) -> what is read out (B, width), by a linear map: its mean over strands."""
+        return self._mean(self.net.embed, x)
+
+    @staticmethod
+    def _mean(of: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return of(torch.cat([x, x.flip(1, 2)])).unflatten(0, (2, len(x))).mean(0)
 
 
 def specificity(logits: Tensor, cell: int = HEPG2) -> Tensor:
@@ -140,7 +157,7 @@ class Specificity(nn.Module):
     """
 
     domain = "sequence"
-    provides = frozenset({"reward.grad"})
+    provides = frozenset({"reward.grad", "reward.features"})
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -149,6 +166,14 @@ class Specificity(nn.Module):
     def forward(self, sample: Tensor, cond: Any = None) -> Tensor:
         """Sequences (B, L, 4), one-hot or relaxed -> (B,)."""
         return specificity(self.both(sample))
+
+    def features(self, sample: Tensor) -> Tensor:
+        """Sequences (B, L, 4), one-hot or relaxed -> (B, width) what the network reads its logits from."""
+        return self.both.embed(sample)
+
+    def head(self, features: Tensor, cond: Any = None) -> Tensor:
+        """Features (B, width) -> (B,)."""
+        return specificity(self.both.net.out(features))
 
 
 class Accessibility(nn.Module):
