@@ -76,6 +76,21 @@ def test_particles_of_tokens_need_features(known, tmp_path):
     assert "reward.features" in blind.reason and blind.fix == "--set fav.features=identity"
 
 
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("fav.particles=5", "groups of 5"),
+        ("fav.taus=0", "above 0"),
+        ("fav.references=0", "references"),
+        ("dpo.n=1", "2 or more"),
+        ("dpo.scale=0", "above 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_the_plan(known, tmp_path, setting, what):
+    with pytest.raises(DavBenchError, match=what):
+        runs(known, tmp_path, [setting.split(".")[0]], sets=[setting])
+
+
 def test_a_path_of_unmasking_and_a_file_of_pairs_are_for_tokens(known, tmp_path):
     file = tmp_path / "pairs.csv"
     file.write_text("winner,loser\nACG,ACT\n")

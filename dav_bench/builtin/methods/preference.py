@@ -52,6 +52,12 @@ class DPO(Training):
     sha256: str = ""
     """Content of that file, filled in by the plan."""
 
+    def __post_init__(self) -> None:
+        if self.n < 2 or self.draws < 1:
+            raise ValueError(f"n must be 2 or more and draws 1 or more, not {self.n} and {self.draws}")
+        if not self.scale > 0 or self.sft < 0 or (self.clip_logit is not None and not self.clip_logit > 0):
+            raise ValueError("scale and clip_logit must be above 0, sft not below")
+
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings with the content of the file of pairs, which must be readable."""
