@@ -22,15 +22,16 @@ from dav_bench.builtin.methods import (
     Pretrained,
     Real,
 )
-from dav_bench.builtin.methods.gradient import Draft, Drakes
+from dav_bench.builtin.methods.gradient import Adjoint, Draft, Drakes
 from dav_bench.builtin.methods.weighted import RewardWeighted
 from dav_bench.hookspecs import Register, hookimpl
 
 _STEP = ("sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference")
-_GAUSSIAN = tuple(
-    name if name not in ("step.log_prob", "step.tilt", "step.kl") else f"{name} if eta!=0"
-    for name in (*_STEP, "continuous")
-)  # a deterministic chain has no densities
+_GAUSSIAN = (
+    *(f"{name} if eta!=0" if name in ("step.log_prob", "step.tilt", "step.kl") else name for name in _STEP),
+    "continuous",
+    "step.memoryless if eta=1.0",
+)  # a deterministic chain has no densities, and only with all the noise of DDPM does x_0 not depend on x_T
 _MASKED = (*_STEP, "tokens")
 _TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
 _ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
@@ -38,6 +39,7 @@ _FIT = ("step.log_prob", "step.kl if kl", "reference if kl")
 _PARTICLES = ("step", "step.log_prob", "reference if anchor=ref")  # copies of a particle part by noise alone
 _GUIDED = (*_PARTICLES, "step.tilt", "reward.grad")
 _PATH = ("sample", "step.rsample", "reward.grad")
+_ADJOINT = ("sample", "step", "continuous", "step.memoryless", "reference", "reward.grad")
 _PARTICLE_SPACE = ("continuous if features=identity", "reward.features if features=reward")
 _WEIGHTED = ("step.log_prob if target=transition", "corrupt if target=denoise")
 _DAV_PAPER = "arXiv:2510.00502"
@@ -89,6 +91,9 @@ def register_methods(register: Register) -> None:
              requires=(*_PATH, "step.kl if alpha", "reference if alpha"), tunes=True, search="tree",
              summary="reward gradients through relaxed tokens, and a KL of the path",
              paper="arXiv:2410.13643")  # fmt: skip
+    register("adjoint", at + "gradient:adjoint", config=Adjoint, requires=_ADJOINT, tunes=True, search="tree",
+             summary="reward gradients carried back through the pretrained model and matched by each step",
+             paper="arXiv:2409.08861")  # fmt: skip
     register("dpo", at + "preference:build", config=DPO, tunes=True,
              requires=("sample", "corrupt", "reference", "tokens if times=path", "tokens if pairs"),
              summary="denoise the preferred sample of each pair better than the other",

@@ -1,4 +1,4 @@
-"""Methods that follow the gradient of the reward: DRaFT and AlignProp, DRAKES."""
+"""Methods that follow the gradient of the reward: DRaFT and AlignProp, DRAKES, adjoint matching."""
 
 from __future__ import annotations
 
@@ -81,6 +81,46 @@ class Drakes(Training, Relaxed):
     }
 
 
+@dataclass(frozen=True)
+class Adjoint(Training):
+    """Reward gradients carried back through the pretrained model, and each step regressed onto them (2409.08861).
+
+    For images and vectors with the noise of DDPM; aims at the tilted model at temperature alpha.
+    """
+
+    rounds: int = 50
+    """Rounds of one rollout and one fit each."""
+    samples: int = 128
+    """Trajectories of a round (release: 5 times 25)."""
+    minibatch: int = 1600
+    """(sample, step) items of one optimiser step: 32 trajectories of 50 steps."""
+    lr: float = 1e-4
+    """AdamW learning rate (release, all weights of an image model: 3e-6)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moments (release)."""
+    alpha: float = 0.01
+    """Temperature of the target, 1 / lambda (release, ImageReward: lambda = 100)."""
+    at: Literal["arrival", "departure"] = "arrival"
+    """Adjoint that a step is fitted to: after it, which is exact on linear chains, or before it (paper, release)."""
+    times: Literal["all", "late", "split"] = "all"
+    """Steps fitted: all; the last quarter and as many of the rest (paper); `picked` of them, half late (release)."""
+    picked: int = 4
+    """Steps fitted of each trajectory with times=split (release: 4 of 50)."""
+    quantile: float = 1.0
+    """Leave out items whose error is above this running quantile; 1 leaves out none (release: 0.9)."""
+    limit: float = 0.0
+    """Cut the loss of an item at limit / alpha^2, without gradient beyond; 0 never (FAV's port: 1.6)."""
+    compat: Literal["paper", "release"] = "paper"
+    """`release` selects the released choice of adjoint, steps and quantile."""
+
+    COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "release": {
+            domain: {"at": "departure", "times": "split", "quantile": 0.9, "lr": 3e-6}
+            for domain in ("image", "vector")
+        }
+    }
+
+
 def draft(c: Draft) -> Method:
     from dav_bench.core import Pathwise, Seeds
 
@@ -114,3 +154,12 @@ def drakes(c: Drakes) -> Method:
         warmup=c.warmup,
     )
     return Method(Seeds(), loss, Training.of(c))
+
+
+def adjoint(c: Adjoint) -> Method:
+    from dav_bench.core import AdjointMatching, Rollout
+
+    loss = AdjointMatching(
+        alpha=c.alpha, at=c.at, times=c.times, picked=c.picked, quantile=c.quantile, limit=c.limit
+    )
+    return Method(Rollout(), loss, Training.of(c))
