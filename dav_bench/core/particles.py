@@ -246,8 +246,7 @@ class SMC:
         `before` are the potentials given up to here without this state's.
         """
         n = w.log.shape[1]
-        low = ess(w.log) < self.ess * n * (1 + 1e-9)  # rounding must not decide a tie
-        due = low if self.ess < 1 else torch.ones_like(low)
+        due = ess(w.log) < self.ess * n * (1 + 1e-9)  # rounding must not decide a tie
         index, straight = None, torch.arange(n, device=w.log.device).expand_as(w.log)
         if due.any() and n > 1:
             drawn = RESAMPLERS[self.resampler](w.log.softmax(1), noise)

@@ -261,6 +261,32 @@ class Ahead(ExactValue):
         return self.value(x, i), torch.full_like(x, float(slope)), model.predict(x, i)
 
 
+@pytest.mark.parametrize("rate", [False, True])
+def test_tds_t3_proposals_on_tokens_are_the_tilt_they_claim(rate):
+    """q(v) ∝ p(v) exp(g_v − g_mask) over letters and the mask; or over letters, the mask keeping its chance."""
+    ctx, i = setting("parallel", 6), 4
+    x = EVERY[[-1, 24, 4]]
+    world = _World(ctx, ctx.policy, Noise.of(0, 3), None, frozenset(range(1, 7)))
+    search = SMC(
+        1, 0.5, guide=True, rate=rate, strength=1.5, value=MEAN, tempering=Tempering("discount", 0.8)
+    )
+    seen = look_and_lean(world, MEAN, None, x, i, True)
+    p, q = search._proposal(world, seen, Weights.equal(3, 1, x.device), i)
+    g, _ = MEAN.grad(ctx, ctx.policy, x, i, Noise.of(0, 3))
+    assert torch.allclose(seen.grad, g)
+    g = 1.5 * 0.8 ** (i - 1) / 0.5 * g
+    law = torch.cat(
+        [p.log_probs + math.log(1 / i), torch.full_like(p.log_probs[..., :1], math.log(1 - 1 / i))], -1
+    )
+    if rate:
+        want = (law + g).softmax(-1)
+    else:
+        want = torch.cat([(law + g)[..., :-1].softmax(-1) / i, law[..., -1:].exp()], -1)
+    want = torch.where(x[..., -1:] > 0, want, x)
+    assert torch.allclose(q.mean.detach(), want)
+    assert (q.mean - p.mean).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("name", ["exact value", "posterior mean", "optimal shifts"])
 def test_tds_t1_optimal_proposals_weigh_all_particles_alike(name):
     """FX2: every group has Ẑ = Z and ESS = N, and has not where the tilt is off by a tenth."""
@@ -663,6 +689,8 @@ def test_collapse_is_counted_and_not_hidden():
     batch = SMC(8, 1e-6, ess=0)(ctx, Noise.of(0, 30))
     assert batch.stats["collapsed"] == 30
     assert batch.stats["ess_min"] == pytest.approx(1 / 8, abs=1e-6)
+    narrow = SMC(8, 1e-6)(ctx, Noise.of(0, 30))
+    assert narrow.stats["ancestors"] == pytest.approx(1 / 8) and narrow.stats["resamplings"] > 1
     healthy = SMC(8, 10.0)(ctx, Noise.of(0, 30))
     assert healthy.stats["collapsed"] == 0 and healthy.stats["ess_min"] > 0.5
     assert healthy.stats["ancestors"] == 1
