@@ -29,6 +29,16 @@ class PolicyTraining(Training):
     kl: float = 0.0
     """Weight of KL(model || pretrained) for each step."""
 
+    def __post_init__(self) -> None:
+        if self.form == "sf" and self.updates > 1:
+            raise ValueError(
+                f"form = sf is a gradient of the model that drew the samples: set updates to 1, not {self.updates}"
+            )
+        if self.clip_ratio is not None and self.clip_ratio <= 0:
+            raise ValueError(
+                f"clip_ratio = {self.clip_ratio} lets no ratio change: set it above 0, or to none"
+            )
+
 
 @dataclass(frozen=True)
 class DDPO(PolicyTraining):
@@ -69,6 +79,14 @@ class DDPO(PolicyTraining):
     COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
         "release": {**_everywhere(reduce="mean")["release"], "sequence": _TOKENS}
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_count > self.window:
+            raise ValueError(
+                f"min_count = {self.min_count} is never reached in a window of {self.window}: prompts would have no "
+                "statistics of their own; set tracker=false for that"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,7 @@ class GRPO(PolicyTraining):
     COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = _everywhere(reduce="mean", std="batch")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.group < 2 or self.samples % self.group:
             raise ValueError(
                 f"samples = {self.samples} does not fall into groups of {self.group}: set samples to a multiple of "

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from dav_bench.core import Loss
 
 
+def _above_zero(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} = {getattr(config, name)}: set it above 0")
+
+
 @dataclass(frozen=True)
 class RewardWeighted:
     """Maximum likelihood of the samples found, weighted by their reward: a trainer for any search."""
@@ -25,6 +31,9 @@ class RewardWeighted:
     """Fit the steps taken, or denoise the final sample corrupted anew (one-step form, DDPO's baseline)."""
     reduce: Literal["sum", "mean"] = "sum"
     """Log-likelihood of steps: summed over dimensions, or averaged."""
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "alpha", "best")
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,9 @@ class VIDD(Training):
     """What the reward sees of a noisy sequence: its likeliest tokens, their probabilities, or one draw."""
     reduce: Literal["sum", "mean"] = "sum"
     """Log-likelihood of steps: summed over dimensions, or averaged."""
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "alpha", "refresh")
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,9 @@ class VMPO(Training):
             for domain in ("image", "vector", "sequence")
         }
     }
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "alpha")
 
 
 def reward_weighted(c: RewardWeighted) -> Loss:
