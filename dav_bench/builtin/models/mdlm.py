@@ -69,41 +69,6 @@ class Block(nn.Module):
         return x + self.mix(F.relu(self.conv(h) + self.whole(h.mean(1, keepdim=True))))
 
 
-class ConvDenoiser(nn.Module):
-    """Convolutional denoiser that works on patches of neighbouring bases, which divides its cost per parameter.
-
-    Args:
-        width: channels.
-        kernel: width of the filters in patches, odd.
-        dilations: one residual block each.
-        patch: bases read and written together; divides the length.
-        vocab: number of bases, without the mask.
-    """
-
-    time_input = False
-
-    def __init__(
-        self,
-        width: int = 96,
-        kernel: int = 7,
-        dilations: tuple[int, ...] = (1, 2, 4, 1),
-        patch: int = 2,
-        vocab: int = len(BASES),
-    ):
-        super().__init__()
-        self.patch, self.vocab = patch, vocab
-        self.embed = nn.Linear(patch * (vocab + 1), width, bias=False)
-        self.blocks = nn.Sequential(*(Block(width, kernel, d) for d in dilations))
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, patch * vocab)
-
-    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """States (B, L, V+1) -> logits (B, L, V) of the clean bases; the time t (B,) is not used."""
-        b, length, _ = x.shape
-        h = self.embed(x.reshape(b, length // self.patch, -1))
-        return self.out(self.norm(self.blocks(h))).reshape(b, length, self.vocab)
-
-
 class Memory(nn.Module):
     """Associative memory of words: each word found, if only in part, votes for its own bases where it was found.
 
@@ -208,7 +173,7 @@ class Hourglass(nn.Module):
         return self.out(h + F.relu(self.readout(self.norm_thin(h)))) + self.trust * votes
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"conv-denoiser": ConvDenoiser, "hourglass": Hourglass}
+NETWORKS: dict[str, type[nn.Module]] = {"hourglass": Hourglass}
 
 
 def network(weights: str) -> tuple[nn.Module, dict[str, Any]]:
