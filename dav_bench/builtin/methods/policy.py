@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from dav_bench.core.method import Method, Training
 
-_TOKENS = {"reduce": "mean", "ratio": "clean", "old": "lagged", "tracker": False}
+_TOKENS = {"reduce": "mean", "ratio": "clean", "old": "lagged", "tracker": False, "clip_advantage": None}
 
 
 def _everywhere(**deviations: Any) -> dict[str, dict[str, dict[str, Any]]]:
@@ -65,8 +65,8 @@ class DDPO(PolicyTraining):
     """Rewards of a prompt below which the batch's statistics stand in."""
     prompts: int = 1024
     """Most prompts remembered."""
-    clip_advantage: float = 5.0
-    """Largest size of an advantage."""
+    clip_advantage: float | None = 5.0
+    """Largest size of an advantage; none is no limit."""
     floor: float = 1e-6
     """Added to the spread of rewards before dividing by it."""
     ratio: Literal["exact", "clean"] = "exact"
@@ -140,8 +140,8 @@ class GRPO(PolicyTraining):
     prompts a group is the samples of one prompt."""
     std: Literal["group", "batch", "none"] = "group"
     """Spread rewards are divided by: the group's (paper), the batch's (release), or none (kl is a temperature then)."""
-    clip_advantage: float = 5.0
-    """Largest size of an advantage."""
+    clip_advantage: float | None = 5.0
+    """Largest size of an advantage; none is no limit."""
     floor: float = 1e-4
     """Added to the spread of rewards before dividing by it."""
     compat: Literal["paper", "release"] = "paper"
