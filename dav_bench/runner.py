@@ -472,7 +472,8 @@ class _Run:
         done = int(self.run.metrics()["round"].max() or 0) if self.run.metrics().height else 0  # type: ignore[arg-type]
         self.run.write_samples(columns)
         if not final_metrics(self.run):  # else a kill came after this line; they are the same numbers
-            self.run.append_metrics(self._rows(done, "final", metrics))
+            noticed = {name: (float(value), len(batch.reward)) for name, value in batch.stats.items()}
+            self.run.append_metrics(self._rows(done, "search", noticed) + self._rows(done, "final", metrics))
         table = self.run.samples()
         emit(
             SamplesReady(self.spec, self.run.path, table, lambda i: table.row(i, named=True)),

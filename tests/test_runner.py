@@ -232,6 +232,16 @@ def test_test_time_search_trains_its_base_once_and_carries_its_cost(finished: Ru
     )
 
 
+def test_a_run_records_what_its_final_search_noticed(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    (spec,) = [r.spec for r in planned(methods=["smc"], tasks=["toy-tokens"], sets=["eval.samples=32"], out=out,
+                                       baselines=False)]  # fmt: skip
+    run = execute(spec, Options(out=out, threads=1))
+    noticed = run.metrics().filter(pl.col("split") == "search")
+    assert {"ess_min", "log_z", "collapsed"} <= set(noticed["metric"])
+    assert set(noticed["n"]) == {32}
+
+
 def test_test_time_search_makes_a_missing_base_run(tmp_path: Path) -> None:
     runs = plan(tmp_path, "dav.rounds=1")
     searched = execute(runs["dav+tree"].spec, Options(out=tmp_path, threads=1))

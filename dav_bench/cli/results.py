@@ -61,10 +61,10 @@ def _line(record: RunRecord) -> tuple[Any, ...]:
     return record.task, record.label, record.name, record.seed, record.status, reward, started, note
 
 
-def _final(run: RunDir) -> dict[str, float]:
-    """Final metrics by name, empty before the end."""
+def _final(run: RunDir, of: str = "final") -> dict[str, float]:
+    """Final metrics by name, or what the final search noticed (`search`); empty before the end."""
     rows = run.metrics().select("split", "metric", "value").rows()
-    return {metric: value for split, metric, value in rows if split == "final"}
+    return {metric: value for split, metric, value in rows if split == of}
 
 
 @app.command("show")
@@ -88,6 +88,9 @@ def show(
         render.table(
             ("metric", "value"), [(k, f"{v:.4g}") for k, v in facts["metrics"].items()], "final metrics"
         )
+    if facts["search"]:
+        noticed = [(k, f"{v:.4g}") for k, v in facts["search"].items()]
+        render.table(("what", "value"), noticed, "what the search of the samples noticed")
     phases = [(name, *(f"{v:,.6g}" for v in counts.values())) for name, counts in facts["meter"].items()]
     if phases:
         render.table(("phase", *next(iter(facts["meter"].values()))), phases, "cost")
@@ -103,9 +106,9 @@ def _facts(run: RunDir) -> dict[str, Any]:
 
     meta, spec = run.meta, RunSpec.from_dict(run.spec)
     try:
-        metrics = _final(run)
+        metrics, noticed = _final(run), _final(run, "search")
     except DavBenchError:
-        metrics = {}
+        metrics, noticed = {}, {}
     given = options_of(spec)
     made = (
         [*given, "--task", spec.task, "--seeds", str(spec.seed)]
@@ -124,6 +127,7 @@ def _facts(run: RunDir) -> dict[str, Any]:
         "ended": meta.get("ended"),
         "peak_mb": meta.get("peak_mb"),
         "metrics": metrics,
+        "search": noticed,
         "meter": meta.get("meter", {}),
         "settings": flat(spec.to_dict()),
         "identity": spec.identity,
