@@ -72,7 +72,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def task_layers(task: TaskSpec, preset: str | None) -> list[Layer]:
     """The task file and, where named, one of its presets."""
     own = {"method": task.methods, "sampler": task.sampler, "eval": task.eval, "budget": task.budget}
-    own |= {"model": task.model, "reward": task.rewards}
+    own |= {"model": task.model, "reward": task.rewards, "search": task.search}
     if task.target:  # exact samples are those of the task's own target
         own["method"] = {"exact": task.target, **task.methods}
     layers = [from_table("task file", own)]

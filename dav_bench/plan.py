@@ -341,16 +341,34 @@ class _Composer:
         return {**values, "rounds": UNTIL_SPENT}
 
     def _search(self, entry: Entry, params: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Test-time search on a tuned model: settings it shares with the method start from the method's."""
+        """Test-time search on a tuned model: settings it shares with the method start from the method's.
+
+        `search.x` is for whichever searcher is used, `search.tree.x` for that one.
+        """
         if not entry.tunes or self.request.search is None:
             return None
         name = entry.search if self.request.search == "auto" else self.request.search
         if name is None:
             return None
         searcher = self.catalog.get("searchers", name)
-        layers = [Layer(entry.name, {"search": searcher.shared(params)}), *self.layers]
+        layers = [Layer(entry.name, {"search": searcher.shared(params)})]
+        layers += [self._of_searcher(layer, name) for layer in self.layers]
         found = resolve(searcher.config, layers, ["search"], self.domain)
         return {"name": name, "params": self._note(found, "search")}
+
+    def _of_searcher(self, layer: Layer, name: str) -> Layer:
+        """A layer with what it says of one searcher alone."""
+        general: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key, value in layer.sections.get("search", {}).items():
+            head, _, rest = key.partition(".")
+            if not rest or head not in self.catalog.names("searchers"):
+                general[key] = value
+                continue
+            self.used.add((layer.source, "search", key))
+            if head == name:
+                own[rest] = value
+        return Layer(layer.source, {"search": general | own}, layer.strict)
 
     def _planned(
         self, spec: RunSpec, entry: Entry, params: Mapping[str, Any], out: Path, fresh: bool

@@ -40,6 +40,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "rank": dict,
     "expect": dict,
     "method": dict,
+    "search": dict,
     "preset": dict,
     "assets": list,
     "baselines": list,
@@ -85,6 +86,8 @@ class TaskSpec:
     """`device`, `hours`, `memory_gb` of the default run."""
     methods: Mapping[str, Any] = field(default_factory=dict)
     """Settings for all methods (scalars) and for one (tables)."""
+    search: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of searchers at test time, by name: the same search for every tuned model."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named sets of overrides, such as `paper`."""
     assets: tuple[str, ...] = ()
@@ -169,6 +172,7 @@ def read_task(folder: Path, origin: str = "") -> TaskSpec:
         rank=data.get("rank", {}),
         expect=data.get("expect", {}),
         methods=data.get("method", {}),
+        search=data.get("search", {}),
         presets=data.get("preset", {}),
         assets=tuple(data.get("assets", ())),
         baselines=tuple(data.get("baselines", ("pretrained",))),
@@ -211,6 +215,10 @@ def _shape_errors(data: Mapping[str, Any]) -> list[str]:
     found += [
         f"{k}: expected a list of names" for k in ("assets", "baselines") if not _texts(data.get(k, []))
     ]
+    search = data.get("search", {})
+    for name, settings in search.items() if isinstance(search, dict) else ():
+        if not isinstance(settings, dict):
+            found.append(f"search.{name}: expected a table of settings of that searcher, got {settings!r}")
     presets = data.get("preset", {})
     for name, preset in presets.items() if isinstance(presets, dict) else ():
         if not isinstance(preset, dict):
@@ -274,6 +282,7 @@ def check_task(task: TaskSpec, catalog: Catalog) -> None:
         ("metrics", f"metrics.{role}", m) for role in ROLES for m in task.metrics[role] if m not in DERIVED
     ]
     names += [("methods", "baselines", b) for b in task.baselines]
+    names += [("searchers", "search", s) for s in task.search]
     for kind, where, name in names:
         if catalog.find(kind, name) is None:
             known = [*catalog.names(kind), *(DERIVED if kind == "metrics" else ())]
