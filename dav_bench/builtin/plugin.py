@@ -16,6 +16,7 @@ from dav_bench.builtin.methods import (
     GRPO,
     RWR,
     SVDD,
+    SVDDMC,
     VIDD,
     VMPO,
     BestOfN,
@@ -66,6 +67,8 @@ def register_methods(register: Register) -> None:
              summary="the best of n samples of the pretrained model")  # fmt: skip
     register("svdd", at + "baselines:svdd", config=SVDD, requires=(*_TREE, *_ANCHOR), search="tree",
              summary="tree search on the pretrained model at test time", paper="arXiv:2408.08252")  # fmt: skip
+    register("svdd-mc", at + "baselines:svdd_mc", config=SVDDMC, requires=("sample", "step"),
+             summary="the same by a value learned from plain samples", paper="arXiv:2408.08252")  # fmt: skip
     register("smc", at + "particles:smc", config=particles.SMC, requires=_PARTICLES, search="smc",
              summary="particles weighed by look-ahead reward and resampled",
              paper="doi:10.1049/ip-f-2.1993.0015")  # fmt: skip

@@ -30,7 +30,8 @@ class Reward(Protocol):
     domain: str
     """"sequence" or "image"."""
     provides: frozenset[str]
-    """Contains "reward.grad" if differentiable in the sample."""
+    """Contains "reward.grad" if differentiable in the sample, "reward.features" if it is head(features(sample), cond)
+    with features (B, F)."""
 
     def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor: ...
 
@@ -180,6 +181,8 @@ class Loss:
     """
 
     requires: frozenset[str] = frozenset()
+    trains_policy = True
+    """Whether each (sample, step) item differentiates one row of the policy, which costs as much."""
 
     def modules(self, ctx: Context) -> dict[str, nn.Module]:
         """Networks, buffers and counters of its own, at their start; saved with every checkpoint.
