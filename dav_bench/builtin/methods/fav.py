@@ -51,7 +51,9 @@ class FAV(Training):
         if not self.alpha > 0 or not self.taus or not min(self.taus) > 0 or self.repulsion < 0:
             raise ValueError("alpha and every one of taus must be above 0, repulsion not below")
         if self.particles is not None and (self.particles < 1 or self.samples % self.particles):
-            raise ValueError(f"{self.samples} samples cannot be split into groups of {self.particles} particles")
+            raise ValueError(
+                f"{self.samples} samples cannot be split into groups of {self.particles} particles"
+            )
         if self.references is not None and self.references < 1:
             raise ValueError(f"references must be 1 or more, not {self.references}")
 
