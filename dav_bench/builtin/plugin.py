@@ -68,7 +68,7 @@ def register_methods(register: Register) -> None:
     register("svdd", at + "baselines:svdd", config=SVDD, requires=(*_TREE, *_ANCHOR), search="tree",
              summary="tree search on the pretrained model at test time", paper="arXiv:2408.08252")  # fmt: skip
     register("svdd-mc", at + "baselines:svdd_mc", config=SVDDMC, requires=("sample", "step"),
-             summary="the same by a value learned from plain samples", paper="arXiv:2408.08252")  # fmt: skip
+             summary="tree search by a value learned from plain samples", paper="arXiv:2408.08252")  # fmt: skip
     register("smc", at + "particles:smc", config=particles.SMC, requires=_PARTICLES, search="smc",
              summary="particles weighed by look-ahead reward and resampled",
              paper="doi:10.1049/ip-f-2.1993.0015")  # fmt: skip
@@ -76,7 +76,7 @@ def register_methods(register: Register) -> None:
              summary="particles on steps tilted by the reward gradient, with exact weights",
              paper="arXiv:2306.17775")  # fmt: skip
     register("das", at + "particles:das", config=particles.DAS, requires=_GUIDED, search="das",
-             summary="the same with the reward tempered in", paper="arXiv:2501.05803")  # fmt: skip
+             summary="twisted particles with the reward tempered in", paper="arXiv:2501.05803")  # fmt: skip
     register("fk", at + "particles:fk", config=particles.FK, requires=_PARTICLES, search="fk",
              summary="particles steered by Feynman-Kac potentials, the best one kept",
              paper="arXiv:2501.06848")  # fmt: skip
@@ -141,7 +141,7 @@ def register_searchers(register: Register) -> None:
     register("tds", at + "tds", config=particles.TDS, requires=_GUIDED,
              summary="particles on steps tilted by the reward gradient, with exact weights")  # fmt: skip
     register("das", at + "das", config=particles.DAS, requires=_GUIDED,
-             summary="the same with the reward tempered in")  # fmt: skip
+             summary="twisted particles with the reward tempered in")  # fmt: skip
     register("fk", at + "fk", config=particles.FK, requires=_PARTICLES,
              summary="particles steered by Feynman-Kac potentials, the best one kept")  # fmt: skip
     register("guidance", at + "guidance", config=particles.Guidance,
