@@ -28,7 +28,7 @@ from dav_bench.builtin.weights import load
 
 DRAWS = 32
 """Masks drawn for each sequence in the bound."""
-ORDERS = (0, 1, 3, 5, 7)
+ORDERS = (0, 1, 3, 5, 7, 9)
 """Of the Markov models the generator is compared with."""
 REWARDS = {"train": build_specificity, "heldout": build_heldout}
 

@@ -83,7 +83,7 @@ def test_shipped_generator_beats_uniform_and_uses_context() -> None:
             nll = -(net(x).log_softmax(-1) * x0).sum(-1)[x[..., -1] == 1]
         bits[share] = nll.mean().item() / 0.6931471805599453
     assert bits[0.1] < bits[0.9] < UNIFORM_BITS
-    assert bits[0.1] < 1.90
+    assert bits[0.1] < 1.86
     assert meta["seconds"] > 0
 
 
