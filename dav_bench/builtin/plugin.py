@@ -219,7 +219,7 @@ def register_metrics(register: Register) -> None:
              domain="sequence", summary="share of samples called open chromatin in HepG2 at all")  # fmt: skip
     exact = "dav_bench.builtin.metrics.exact:"
     register("target-distance", exact + "target_distance", better="down", unit="set", requires="target",
-             summary="squared distance to the exact target, 1 for the pretrained model, 0 for exact samples")  # fmt: skip
+             summary="squared distance to the exact target: pretrained model 1, exact samples 0")  # fmt: skip
     register("target-gap", exact + "target_gap", better="", unit="set", requires="target",
              summary="mean reward minus that of the exact target")  # fmt: skip
     register("target-tv", exact + "target_tv", better="down", unit="set", requires="target",
