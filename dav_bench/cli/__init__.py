@@ -24,6 +24,7 @@ COMMANDS = {
     "results": ("dav_bench.cli.results:app", "List and show runs."),
     "list": ("dav_bench.cli.plugins:list_components", "List methods, tasks, models, rewards or metrics."),
     "show": ("dav_bench.cli.plugins:show", "Show a component: settings, their sources, needs."),
+    "verify": ("dav_bench.cli.verify:verify", "Check each method against the law it should reach."),
     "plugins": ("dav_bench.cli.plugins:app", "List plugins, the broken ones with the reason."),
     "env": ("dav_bench.cli.plugins:env", "Print versions and hardware, to paste into a report."),
 }

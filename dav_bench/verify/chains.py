@@ -190,11 +190,12 @@ class Chain(ABC):
             v.append((kernels[i].exp() * v[-1][self.child[i]]).sum(1))
         return self.law(self.tilted(kernels, lambda i: v[i] / alpha))
 
-    def own(self, alpha: float, look: Look = "mean") -> Tensor:
-        """Fixed point of steps ref(x'|x) exp(V(x') / α), V by the policy's own prediction (VMPO, VIDD)."""
+    def fitted(self, alpha: float, look: Look = "mean", by: str = "ref") -> Tensor:
+        """The policy closest to steps ref(x'|x) exp(V(x') / α), V by predictions of the reference or of the policy."""
         policy = [torch.empty(0)]
         for i in range(1, self.T + 1):
-            policy.append(self.tilt(i, self.value(i - 1, policy, look), alpha))
+            ahead = self.reference if by == "ref" else policy
+            policy.append(self.tilt(i, self.value(i - 1, ahead, look), alpha))
         return self.of(policy)
 
 

@@ -115,7 +115,7 @@ def _law(task: str, sampler: tuple[tuple[str, Any], ...], alpha: float, name: st
         "expected": lambda: chain.expected(alpha),
         "control": lambda: chain.control(alpha),
         "pulled": lambda: chain.pulled(alpha),
-        "own": lambda: chain.own(alpha, **options),
+        "fitted": lambda: chain.fitted(alpha, **options),
     }
     if name not in made:
         raise DavBenchError(f"there is no law {name!r}.", f"Known: {', '.join([*made, 'prior', 'target'])}.")

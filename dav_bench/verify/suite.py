@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dav_bench.errors import DavBenchError
 from dav_bench.seeds import stream
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dav_bench.spec import RunSpec
 
 MICRO_BATCH = 8192
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class Result:
     reward: float
     """Mean reward of the samples."""
     seconds: float
-    """On one CPU thread."""
+    """Of one CPU thread, to train and to sample."""
     error: str = ""
     """Why there is no distance."""
 
     @property
     def limit(self) -> float:
-        """Largest distance that is as expected."""
-        return self.high + self.row.allowance
+        """Largest distance that is as expected; allowances are shares of the way there."""
+        return self.high + self.row.allowance * max(1.0, self.start)
 
     @property
     def passed(self) -> bool:
@@ -76,19 +77,20 @@ def verify(
     todo = list(rows)
     say = say or (lambda result: None)
     results = []
-    for result in _each(todo, seed, jobs):
+    for result in spread(check, todo, seed, jobs):
         say(result)
         results.append(result)
     return results
 
 
-def _each(rows: Sequence[Expectation], seed: int, jobs: int) -> Iterator[Result]:
-    if jobs == 1 or len(rows) < 2:
-        for row in rows:
-            yield check(row, seed)
+def spread(work: Callable[[Any, int], T], items: Sequence[Any], seed: int, jobs: int) -> Iterator[T]:
+    """work(item, seed) of each item in order, in as many processes."""
+    if jobs == 1 or len(items) < 2:
+        for item in items:
+            yield work(item, seed)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:  # torch's threads do not survive a fork
-        yield from pool.map(check, rows, [seed] * len(rows))
+        yield from pool.map(work, items, [seed] * len(items))
 
 
 def check(
@@ -102,10 +104,10 @@ def check(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        began = time.perf_counter()
+        began = time.process_time()
         with around():
             model, batch = sample(row, seed)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         found = measure(row, model, batch)
         reward = float(batch.reward.double().mean())
         return Result(row, found.distance, found.low, found.high, start_of(row), reward, seconds)
