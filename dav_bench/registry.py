@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -93,12 +94,21 @@ class Entry:
         return make(self.config, params or {}, f"{self.kind[:-1]} {self.name!r}")
 
     def shared(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What a searcher takes over from a method's settings: the fields that both have."""
-        from dav_bench.config import settings_of
+        """What a searcher takes over from a method's settings: the fields that both have.
+
+        A value that the searcher's field could not have belongs to another setting of that name (`drakes.last` is a
+        number of steps, `tree.last` a way to end).
+        """
+        from dav_bench.config import coerce, settings_of
 
         held = params["searcher"]["params"] if "searcher" in params else params
         fields = settings_of(self.config) if self.config else {}
-        return {key: value for key, value in held.items() if key in fields}
+        found = {}
+        for key, value in held.items():
+            if key in fields:
+                with suppress(ValueError):
+                    found[key] = coerce(value, fields[key].type)
+        return found
 
     def build(self, params: Mapping[str, Any] | None = None, *args: Any) -> Any:
         """Build the component: `target(config, *args)`, or `target(*args)` where it takes no config."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dav_bench.cli.run import planned
 from dav_bench.errors import DavBenchError
 from dav_bench.layers import budget_layer, set_layers
 from dav_bench.plan import UNTIL_SPENT, Request, fits, plan, trains
@@ -307,3 +308,12 @@ def test_presets_of_shipped_tasks_resolve():
         for preset in (None, *task.presets):
             for run in plan(Request(["dav", "dav-kl", "svdd", "best-of-n"], [task], preset=preset), found):
                 assert run.status != "skip", (name, preset, run.spec.label, run.reason)
+
+
+def test_a_search_takes_over_settings_that_mean_the_same_alone(tmp_path):
+    """`drakes.last` counts steps, `tree.last` names a way to end."""
+    sets = ["drakes.last=3", "drakes.alpha=0.7"]
+    runs = planned(methods=["drakes"], tasks=["toy-tokens"], sets=sets, out=tmp_path)
+    (search,) = (run.spec.search for run in runs if run.spec.search)
+    assert search["params"]["last"] == "sample"
+    assert search["params"]["alpha"] == 0.7
