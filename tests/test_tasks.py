@@ -4,6 +4,7 @@ import pytest
 
 from dav_bench import tasks
 from dav_bench.errors import DavBenchError, ExitCode
+from dav_bench.layers import task_layers
 from dav_bench.plugins import catalog
 from dav_bench.tasks import check_task, find_task, read_task
 
@@ -85,6 +86,54 @@ preset.paper.samplr = {}
         assert part in err.value.why, part
 
 
+EXACT = """
+schema = 1
+name = "known"
+version = 1
+model.use = "toy-tokens"
+reward.train = "toy-tokens"
+reward.exact = true
+target.alpha = 0.5
+metrics.quality = ["reward", "target-distance"]
+"""
+
+
+def test_a_task_whose_reward_is_the_truth(folder):
+    (folder / "task.toml").write_text(EXACT)
+    task = read_task(folder)
+    assert task.exact and task.target == {"alpha": 0.5} and set(task.rewards) == {"train"}
+    check_task(task, catalog())
+    assert task_layers(task, None)[0].sections["exact"] == {"alpha": 0.5}, (
+        "exact samples are those of this target"
+    )
+    hashes = {
+        task.hash,
+        *(rewrite(folder, *change).hash for change in (("0.5", "0.6"), ("exact = true", "exact = false"))),
+    }
+    assert len(hashes) == 3
+
+
+def test_what_contradicts_an_exact_reward_is_reported(folder):
+    bad = EXACT.replace('["reward"', '["gap"').replace("0.5", "0") + 'reward.heldout = "toy-tokens"\n'
+    (folder / "task.toml").write_text(bad)
+    with pytest.raises(DavBenchError) as err:
+        read_task(folder)
+    for part in ("'gap' needs a held-out reward", "nothing can be held out", "temperature above 0, got 0"):
+        assert part in err.value.why, part
+    (folder / "task.toml").write_text(EXACT.replace("true", '"yes"').replace("alpha", "alfa"))
+    with pytest.raises(DavBenchError) as err:
+        read_task(folder)
+    for part in ("reward.exact: expected true or false", "target.alfa: unknown key; did you mean 'alpha'"):
+        assert part in err.value.why, part
+
+
+def test_metrics_of_a_target_need_its_temperature(folder):
+    (folder / "task.toml").write_text(EXACT.replace("target.alpha = 0.5", ""))
+    with pytest.raises(DavBenchError) as err:
+        check_task(read_task(folder), catalog())
+    assert "'target-distance' needs target.alpha" in err.value.why
+
+
 def test_broken_toml_names_the_file(folder):
     (folder / "task.toml").write_text("name = ")
     with pytest.raises(DavBenchError, match=r"task\.toml cannot be read"):
@@ -149,6 +198,8 @@ def test_a_broken_task_breaks_no_other(folder, tmp_path, monkeypatch):
 def test_shipped_tasks_are_valid(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     found = tasks.all_tasks()
-    assert not found.broken and {"dna", "toy-mixture", "toy-tokens"} <= set(found.found)
+    assert not found.broken and {"dna", "tfbind8", "toy-mixture", "toy-ring", "toy-tokens"} <= set(
+        found.found
+    )
     for task in found.found.values():
         check_task(task, catalog())
