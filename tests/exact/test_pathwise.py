@@ -12,6 +12,7 @@ from dav_bench.core import (
     Batch,
     Context,
     MaskedProcess,
+    MaskedStep,
     Meter,
     MeteredReward,
     Model,
@@ -23,6 +24,7 @@ from dav_bench.core import (
     fit,
 )
 from dav_bench.core.fit import gradient, optimizer, parameters
+from dav_bench.core.pathwise import _release_kl
 
 SLOPES = {1: 1.0, 3: 2.710, 20: 8.78423, 0: 8.78423}  # Σ_{t < K} Π_{u ≤ t} k_u
 EVERY = F.one_hot(torch.cartesian_prod(*[torch.arange(4)] * 3), 4).double()  # the 64 sequences of FX3
@@ -382,6 +384,60 @@ def test_drakes_t4_the_released_kl_is_zero_on_one_hot_states(kind):
     if kind == "parallel":
         relaxed = draw(ctx, Pathwise(last=0, kl=1.0, kl_form="release"), 200)[1]
         assert relaxed.abs().max() > 0, "half-masked states are all it acts through"
+
+
+def relaxed(share: float) -> tuple[MaskedStep, MaskedStep]:
+    """One position, masked to a share, and the same all masked; tokens by (.1, .2, .3, .4), revealed with 1/4."""
+    law = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]]).double().log()
+    reveal = torch.full((1, 1, 1), 0.25).double()
+    state = torch.tensor([[[0.75 * (1 - share), 0.25 * (1 - share), 0.0, 0.0, share]]]).double()
+    whole = F.one_hot(torch.tensor([[4]]), 5).double()
+    return MaskedStep(law, reveal, state), MaskedStep(law, reveal, whole)
+
+
+def test_drakes_relaxed_states_are_drawn_to_their_masked_share_and_copied_to_the_rest():
+    most, whole = relaxed(0.6)
+    drawn = whole.rsample(Noise.of(3, 1), 0.7, soft=True)
+    assert drawn.min() > 0 and float(drawn.sum()) == pytest.approx(1)
+    assert torch.allclose(most.rsample(Noise.of(3, 1), 0.7, soft=True), 0.6 * drawn + 0.4 * most.x)
+    less, _ = relaxed(0.4)  # leans to a token, which is drawn again or masked
+    after = less.rsample(Noise.of(3, 1), 0.7, soft=True)
+    assert float(after.sum()) == pytest.approx(1) and after[0, 0, 0] > 0.6 * 0.45
+    assert torch.allclose(after[0, 0, 1:4], 0.6 * less.x[0, 0, 1:4])
+    cold = whole.rsample(Noise.of(3, 1), 1e-3, soft=True)
+    assert torch.allclose(cold, whole.rsample(Noise.of(3, 1), 1e-3)), "hard as tau goes to 0"
+
+
+def test_drakes_t4_forms_of_the_kl_on_a_relaxed_state():
+    """(1 − m) Σ_v x_v (q − p + p log p/q) / m_t of the release, and m · 1/4 · KL(p‖q) of the path."""
+    (step, _), q = relaxed(0.6), torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
+    ref = MaskedStep(q.log().expand(1, 1, 4), step.reveal, step.x)
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    term = q - p + p * (p / q).log()
+    chance = torch.full((1, 1, 1), 0.8).double()
+    by_hand = 0.4 * float(term @ step.x[0, 0, :4]) / 0.8
+    assert float(_release_kl(step, ref, chance)) == pytest.approx(by_hand)
+    assert float(step.kl(ref)) == pytest.approx(0.6 * 0.25 * float((p * (p / q).log()).sum()))
+    (open_, _) = relaxed(0.3)  # its largest class is a token: the release takes p = q there
+    assert float(_release_kl(open_, MaskedStep(ref.log_probs, open_.reveal, open_.x), chance)) == 0
+
+
+def test_drakes_t5_stops_near_the_tilt_by_the_kl_of_the_path_and_not_by_the_released_one():
+    """FX3 at α = 1: E r − KL is at most log Z = 1.0584, reached at E r = 1.5797."""
+    reached = {}
+    for form in ("exact", "release"):
+        ctx = setting("random")
+        loss = Pathwise(last=0, tau=0.3, states="hard", kl=1.0, kl_form=form)
+        trained(ctx, loss, Training(minibatch=128, lr=1e-2, schedule="linear"), rounds=120, samples=128)
+        with torch.no_grad():
+            kl = path_kl(ctx)
+        r = Rollout()(ctx, Noise.of(9, 5000)).reward
+        reached[form] = float(r.mean()), kl, 4 * float(r.std()) / math.sqrt(5000)
+    r, kl, error = reached["exact"]
+    assert r == pytest.approx(1.5797, abs=error + 0.1)
+    assert 1.0584 - 0.03 - error < r - kl < 1.0584 + error
+    r, kl, _ = reached["release"]
+    assert r > 3.4 and kl > 3, "nothing holds it"
 
 
 def test_drakes_weight_and_temperature_follow_the_updates():
