@@ -547,8 +547,8 @@ def test_exact_sampling_needs_a_bound():
 @pytest.mark.parametrize("kind", ["mixture", "random"])
 def test_the_yardstick_row_is_drawn_from_the_target(kind):
     ctx = setting(kind)
-    batch = ExactTarget(1.0)(ctx, Noise.of(0, 3000))
-    here = world(ctx.reference, reward(kind), 1.0)
+    batch = ExactTarget(0.5)(ctx, Noise.of(0, 3000))
+    here = world(ctx.reference, reward(kind), 0.5)
     x = ctx.policy.process.clean(ctx.policy.process.unpack(batch.states[-1]))
     low, high = here.null(3000, draws=200)
     assert low <= here.distance(x) <= high and torch.allclose(batch.reward.double(), reward(kind)(x).double())
