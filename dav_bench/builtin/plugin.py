@@ -91,7 +91,8 @@ def register_methods(register: Register) -> None:
              summary="reward gradients through the last steps of sampling, without a KL",
              paper="arXiv:2309.17400")  # fmt: skip
     register("drakes", at + "gradient:drakes", config=Drakes,
-             requires=(*_PATH, "step.kl if alpha", "reference if alpha"), tunes=True, search="tree",
+             requires=(*_PATH, "step.kl if alpha", "reference if alpha", "tokens if kl_form=release"),
+             tunes=True, search="tree",
              summary="reward gradients through relaxed tokens, and a KL of the path",
              paper="arXiv:2410.13643")  # fmt: skip
     register("adjoint", at + "gradient:adjoint", config=Adjoint, requires=_ADJOINT, tunes=True, search="tree",

@@ -59,6 +59,8 @@ class Pathwise(Loss):
     states: Literal["soft", "hard"] = "soft"
     """Tokens between differentiated steps: relaxed (DRAKES), or one-hot with straight-through gradients.  The
     sequence shown to the reward is one-hot, straight through, in both."""
+    mask: Literal["relaxed", "drawn"] = "relaxed"
+    """Whether to stay masked is one of the relaxed classes (DRAKES), or drawn first, which biases gradients less."""
     kl: float = 0.0
     """Weight of the KL of the path to the pretrained model."""
     kl_form: Literal["exact", "release"] = "exact"
@@ -96,7 +98,9 @@ class Pathwise(Loss):
 
     def temperature(self, ctx: Context) -> float:
         """τ of the present optimiser step."""
-        return self.tau * (self.tau_end / self.tau) ** (self._progress(ctx, self.anneal, 0) if self.anneal else 0)
+        return self.tau * (self.tau_end / self.tau) ** (
+            self._progress(ctx, self.anneal, 0) if self.anneal else 0
+        )
 
     def weight(self, ctx: Context) -> float:
         """KL weight of the present optimiser step."""
@@ -124,7 +128,8 @@ class Pathwise(Loss):
         with torch.set_grad_enabled(live or pulled):
             step = ctx.policy.step(x, i, cond)
             if live:
-                after = step.rsample(noise, self.temperature(ctx), self.states == "soft")
+                soft, drawn = self.states == "soft", self.mask == "drawn"
+                after = step.rsample(noise, self.temperature(ctx), soft, drawn)
             else:
                 after = step.sample(noise)
             if not pulled:

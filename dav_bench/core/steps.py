@@ -53,8 +53,8 @@ class GaussianStep:
     def sample(self, noise: Noise) -> Tensor:
         return self.rsample(noise).detach()
 
-    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False) -> Tensor:
-        """A sample as a function of the mean; `tau` and `soft` are for tokens."""
+    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False, drawn: bool = False) -> Tensor:
+        """A sample as a function of the mean; the other arguments are for tokens."""
         return self.mean + self.std * noise.normal(*self.mean.shape[1:], dtype=self.mean.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -138,27 +138,34 @@ class MaskedStep:
         drawn = torch.zeros_like(self.x).scatter_(-1, token, 1.0)
         return torch.where(self.masked > 0, drawn, self.x)
 
-    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False) -> Tensor:
+    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False, drawn: bool = False) -> Tensor:
         """(B, L, V + 1) Gumbel-softmax: straight through (hard forward, soft backward), or `soft` both ways.
 
         A relaxed state is drawn anew to the share that is masked in it and copied to the rest.  Where its largest
         class is a token it counts as revealed, so that the draw is that token or the mask (DRAKES,
-        drakes_dna/diffusion_gosai_update.py).
+        drakes_dna/diffusion_gosai_update.py).  There the mask is one class among the others and takes most of a
+        token's gradient; `drawn` draws first what is revealed, which no parameter touches, and relaxes tokens alone.
         """
         gumbel = noise.gumbel(*self.x.shape[1:], dtype=self.x.dtype)
         law = self._law()
-        if soft:
+        if drawn:
+            u = (-(-gumbel[..., -1:]).exp()).exp()  # the number of the mask, made uniform again
+            shown = u <= self.reveal
+            low = torch.full_like(law, -math.inf)
+            tokens = torch.cat([self.log_probs, low[..., -1:]], -1)
+            law = torch.where(shown, tokens, torch.cat([low[..., :-1], torch.zeros_like(self.masked)], -1))
+        elif soft:
             mask = law.shape[-1] - 1
             top = self.x.argmax(-1, keepdim=True)
             kept = torch.full_like(law[..., :-1], -math.inf).scatter(-1, top.clamp_max(mask - 1), 0.0)
             held = torch.cat([kept + self.reveal.log(), law[..., -1:]], -1)
             law = torch.where(top == mask, law, held)
-        drawn = ((law.clamp_min(-1e6) + gumbel) / tau).softmax(-1)
+        new = ((law.clamp_min(-1e6) + gumbel) / tau).softmax(-1)
         if soft:
-            return self.masked * drawn + (1 - self.masked) * self.x
-        hard = F.one_hot(drawn.argmax(-1), drawn.shape[-1]).to(drawn.dtype)
+            return self.masked * new + (1 - self.masked) * self.x
+        hard = F.one_hot(new.argmax(-1), new.shape[-1]).to(new.dtype)
         masked = self.masked.detach()
-        return masked * (hard + (drawn - drawn.detach())) + (1 - masked) * self.x
+        return masked * (hard + (new - new.detach())) + (1 - masked) * self.x
 
     def log_prob(self, x: Tensor) -> Tensor:
         """(B,) for one-hot `x`; −inf where a revealed position differs from the present state."""
@@ -235,10 +242,10 @@ class SingleRevealStep(MaskedStep):
         chosen = F.one_hot(position, self.x.shape[1])[..., None] > 0
         return torch.where(chosen, full, self.x)
 
-    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False) -> Tensor:
+    def rsample(self, noise: Noise, tau: float = 1.0, soft: bool = False, drawn: bool = False) -> Tensor:
         order = torch.where(self._alive(), self.order, torch.zeros_like(self.order))
         chosen = F.one_hot(noise.fold(1).categorical(order), self.x.shape[1])[..., None] > 0
-        full = MaskedStep(self.log_probs, self.reveal, self.x).rsample(noise.fold(2), tau, soft)
+        full = MaskedStep(self.log_probs, self.reveal, self.x).rsample(noise.fold(2), tau, soft, drawn)
         return torch.where(chosen, full, self.x)
 
     def log_prob(self, x: Tensor) -> Tensor:

@@ -316,6 +316,8 @@ def test_drakes_t4_one_token_is_drawn_by_its_law():
     law = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
     for loss in (
         Pathwise(last=0, states="hard"),
+        Pathwise(last=0, states="hard", mask="drawn"),
+        Pathwise(last=0, tau=1e-3, mask="drawn"),
         Pathwise(last=0, tau=1e-3),
         Pathwise(last=2, states="hard"),
     ):
@@ -337,6 +339,27 @@ def test_drakes_t4_kl_of_the_path_of_one_token_is_that_of_its_law(last, states):
     assert kl.std() > 0
     noise = float(kl.std() / exact) / math.sqrt(n)  # each sample has a share of the same gradient
     assert (got - slope).abs().max() < 4 * noise * slope.abs().max()
+
+
+def test_drakes_t4_gradients_do_not_shrink_with_the_number_of_steps_where_the_mask_is_drawn_first():
+    """The slope of E[x_0 = 0] in its logit is p (1 − p) = .09; a relaxed mask competes with the token for it."""
+    n, seen = 4000, {}
+    for mask in ("relaxed", "drawn"):
+        for steps in (2, 20):
+            ctx = one_token(steps)
+            ctx.reward.reward = lambda x, cond=None: x[:, 0, 0]
+            _, values = draw(ctx, Pathwise(last=0, states="hard", mask=mask), n)
+            unit = torch.tensor([1.0, 0, 0, 0]).double()
+            weights = torch.ones(n, dtype=torch.float64, requires_grad=True)
+            (grad,) = torch.autograd.grad(
+                (weights * values).sum(), ctx.policy.network.logits, create_graph=True
+            )
+            each = -torch.autograd.grad(grad @ unit, weights)[0]
+            seen[mask, steps] = float(each.mean()), 4 * float(each.std()) / math.sqrt(n)
+    few, many = seen["drawn", 2], seen["drawn", 20]
+    assert few[0] == pytest.approx(many[0], abs=few[1] + many[1])
+    assert 0.04 < many[0] < 0.12
+    assert seen["relaxed", 20][0] < 0.5 * many[0]
 
 
 def path_kl(ctx: Context) -> float:

@@ -20,6 +20,14 @@ class Relaxed:
     """Optimiser steps in which the temperature falls from tau to tau_end; 0 keeps it (tokens)."""
     states: Literal["soft", "hard"] = "soft"
     """Tokens between differentiated steps: relaxed, or one-hot with straight-through gradients."""
+    mask: Literal["relaxed", "drawn"] = "relaxed"
+    """Relax tokens and mask together (DRAKES), or draw first what is revealed and relax the token (less bias)."""
+
+    def __post_init__(self) -> None:
+        if self.tau <= 0 or self.tau_end <= 0:
+            raise ValueError(f"temperatures must be above 0, got tau={self.tau} and tau_end={self.tau_end}")
+        if self.anneal < 0:
+            raise ValueError(f"anneal must be 0 or more, got {self.anneal}")
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,15 @@ class Draft(Training, Relaxed):
     checkpoint: bool = False
     """Compute differentiated steps again in the backward pass instead of keeping them: memory for time."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last < 0 or self.copies < 1:
+            raise ValueError(
+                f"last must be 0 or more and copies 1 or more, got {self.last} and {self.copies}"
+            )
+        if self.copies > 1 and (self.last != 1 or self.truncate != "fixed"):
+            raise ValueError("copies of the last step need last=1 and truncate=fixed")
+
 
 @dataclass(frozen=True)
 class Drakes(Training, Relaxed):
@@ -75,6 +92,11 @@ class Drakes(Training, Relaxed):
     """Compute differentiated steps again in the backward pass instead of keeping them: memory for time."""
     compat: Literal["paper", "release"] = "paper"
     """`release` selects the released form and weight of the KL."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last < 0 or self.alpha < 0 or self.warmup < 0:
+            raise ValueError("last, alpha and warmup must be 0 or more")
 
     COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
         "release": {"sequence": {"kl_form": "release", "alpha": 0.001}}
@@ -113,6 +135,14 @@ class Adjoint(Training):
     compat: Literal["paper", "release"] = "paper"
     """`release` selects the released choice of adjoint, steps and quantile."""
 
+    def __post_init__(self) -> None:
+        if self.alpha <= 0:
+            raise ValueError(
+                f"alpha must be above 0, got {self.alpha}; draft has no pull to the pretrained model"
+            )
+        if not 0 < self.quantile <= 1 or self.picked < 1 or self.limit < 0:
+            raise ValueError("quantile must be in (0, 1], picked 1 or more and limit 0 or more")
+
     COMPAT: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
         "release": {
             domain: {"at": "departure", "times": "split", "quantile": 0.9, "lr": 3e-6}
@@ -134,6 +164,7 @@ def draft(c: Draft) -> Method:
         tau_end=c.tau_end,
         anneal=c.anneal,
         states=c.states,
+        mask=c.mask,
     )
     return Method(Seeds(), loss, Training.of(c))
 
@@ -148,6 +179,7 @@ def drakes(c: Drakes) -> Method:
         tau_end=c.tau_end,
         anneal=c.anneal,
         states=c.states,
+        mask=c.mask,
         kl=c.alpha,
         kl_form=c.kl_form,
         kl_steps=c.kl_steps,
