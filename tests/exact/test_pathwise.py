@@ -325,14 +325,22 @@ def test_drakes_t4_one_token_is_drawn_by_its_law():
         assert found < limit, loss
 
 
-@pytest.mark.parametrize(("last", "states"), [(0, "hard"), (2, "hard"), (1, "soft")])
-def test_drakes_t4_kl_of_the_path_of_one_token_is_that_of_its_law(last, states):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"last": 0, "states": "hard"},
+        {"last": 0, "mask": "drawn"},
+        {"last": 2, "states": "hard"},
+        {"last": 1, "states": "soft"},
+    ],
+)
+def test_drakes_t4_kl_of_the_path_of_one_token_is_that_of_its_law(options):
     """Σ_i P(masked at i) (1 − m_{i−1}/m_i) KL = KL, and so are their gradients: the mask does not depend on θ."""
     ctx, n = one_token(), 10_000
     p, q = ctx.policy.network.logits.log_softmax(0), ctx.reference.network.logits
     exact = (p.exp() * (p - q)).sum()
     (slope,) = torch.autograd.grad(exact, ctx.policy.network.logits)
-    _, kl = draw(ctx, Pathwise(last=last, states=states, kl=1.0), n)
+    _, kl = draw(ctx, Pathwise(kl=1.0, **options), n)
     (got,) = torch.autograd.grad(kl.mean(), ctx.policy.network.logits)
     kl, exact = kl.detach(), float(exact.detach())
     assert float(kl.mean()) == pytest.approx(exact, abs=4 * float(kl.std()) / math.sqrt(n))
