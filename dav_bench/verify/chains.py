@@ -142,7 +142,7 @@ class Chain(ABC):
         return log_q.log_softmax(1)
 
     # ---- what fits to them reach
-    def rounds(self, k: int, alpha: float, look: Look = "mean", pull: float = 0.0) -> Tensor:
+    def rounds(self, k: int, alpha: float, look: Look = "mean", pull: float = 0.0) -> list[Tensor]:
         """k rounds of search with unlimited candidates from the current policy and a perfect fit (DAV)."""
         policy = list(self.reference)
         for _ in range(k):
@@ -153,26 +153,26 @@ class Chain(ABC):
 
             found = self.tilted(self.kernels(now), value)
             policy = [torch.empty(0), *(self.project(i, found[i], pull) for i in range(1, self.T + 1))]
-        return self.of(policy)
+        return policy
 
-    def tilts(self, k: int, alpha: float) -> Tensor:
+    def tilts(self, k: int, alpha: float) -> list[Tensor]:
         """k rounds of a perfect fit to own samples weighted by exp(r / α): p exp(k r / α) where steps are free."""
         policy = list(self.reference)
         for _ in range(k):
             found = self.soft(alpha, policy)
             policy = [torch.empty(0), *(self.project(i, found[i]) for i in range(1, self.T + 1))]
-        return self.of(policy)
+        return policy
 
-    def control(self, alpha: float) -> Tensor:
+    def control(self, alpha: float) -> list[Tensor]:
         """Policy of largest E[r] − α KL of the path."""
         v, policy = self.r, [torch.empty(0)]
         for i in range(1, self.T + 1):
             policy.append(self.tilt(i, v, alpha))
             p, ref = self.kernel(i, policy[i]), self.kernel(i, self.reference[i])
             v = (p.exp() * (v[self.child[i]] - alpha * torch.where(p > -math.inf, p - ref, 0.0))).sum(1)
-        return self.of(policy)
+        return policy
 
-    def pulled(self, alpha: float) -> Tensor:
+    def pulled(self, alpha: float) -> list[Tensor]:
         """Fixed point of a policy gradient whose KL counts at the states visited but not on the way there.
 
         Steps see E[r | x'] under the policy itself in place of the soft value (DPOK, GRPO).
@@ -181,7 +181,7 @@ class Chain(ABC):
         for i in range(1, self.T + 1):
             policy.append(self.tilt(i, q, alpha))
             q = (self.kernel(i, policy[i]).exp() * q[self.child[i]]).sum(1)
-        return self.of(policy)
+        return policy
 
     def expected(self, alpha: float) -> Tensor:
         """Steps of the reference tilted by E[r | x'], the value that a regression on rewards learns (SVDD-MC)."""
@@ -190,13 +190,13 @@ class Chain(ABC):
             v.append((kernels[i].exp() * v[-1][self.child[i]]).sum(1))
         return self.law(self.tilted(kernels, lambda i: v[i] / alpha))
 
-    def fitted(self, alpha: float, look: Look = "mean", by: str = "ref") -> Tensor:
+    def fitted(self, alpha: float, look: Look = "mean", by: str = "ref") -> list[Tensor]:
         """The policy closest to steps ref(x'|x) exp(V(x') / α), V by predictions of the reference or of the policy."""
         policy = [torch.empty(0)]
         for i in range(1, self.T + 1):
             ahead = self.reference if by == "ref" else policy
             policy.append(self.tilt(i, self.value(i - 1, ahead, look), alpha))
-        return self.of(policy)
+        return policy
 
 
 class Tokens(Chain):
@@ -321,10 +321,12 @@ class Line(Chain):
 
     def tilt(self, i: int, value: Tensor, alpha: float) -> Tensor:
         """m = μ + s² E_{N(m, s²)}[value'] / α, by iteration."""
+        return self.lean(i, torch.gradient(value, spacing=(self.states[i - 1][:, 0],))[0], alpha)
+
+    def lean(self, i: int, slope: Tensor, alpha: float) -> Tensor:
+        """The policy whose mean is moved by s² E[slope(x')] / α, with x' its own."""
         if i == 1:
             return self.reference[1]
-        x = self.states[i - 1]
-        slope = torch.gradient(value, spacing=(x[:, 0],))[0]
         mean, std = self._step(i, self.reference[i])
         policy = self.reference[i]
         for _ in range(100):
@@ -332,4 +334,19 @@ class Line(Chain):
             if (told - policy).abs().max() < 1e-5:
                 break
             policy = 0.3 * policy + 0.7 * told
+        return policy
+
+    def adjoint(self, alpha: float) -> list[Tensor]:
+        """Fixed point of adjoint matching: steps follow the adjoint where they arrive, E[A_{i−1}(x')] / α.
+
+        A_0 = r' and A_i(x) = μ_i'(x) E[A_{i−1}(x')]: carried back through means of the reference, over paths of the
+        policy.  In the limit of many steps this is the optimal control; with few it is not.
+        """
+        x, first = self.states[1][:, 0], self.states[0][:, 0]
+        (a,) = torch.gradient(self.r, spacing=(first,))
+        policy = [torch.empty(0)]
+        for i in range(1, self.T + 1):
+            policy.append(self.lean(i, a, alpha))
+            (jacobian,) = torch.gradient(self._step(i, self.reference[i])[0][:, 0], spacing=(x,))
+            a = jacobian * (self.kernel(i, policy[i]).exp() * a[self.child[i]]).sum(1)
         return policy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dav_bench.builtin.exact import Law, World, world_of
 from dav_bench.core import Batch, Model, PosteriorMean
-from dav_bench.errors import DavBenchError
+from dav_bench.errors import DavBenchError, near
 from dav_bench.verify.chains import Chain, Line, Tokens
-from dav_bench.verify.expectations import Expectation
+from dav_bench.verify.expectations import LAWS, Expectation
 
 LEVEL = 0.99
 """Of the interval that holds the distance of exact samples."""
@@ -49,7 +49,7 @@ def measure(row: Expectation, model: Model, batch: Batch) -> Measured:
 
 def law_of(row: Expectation) -> Law:
     """The law that samples should have, exactly."""
-    return _law(row.world, _frozen(row.sampler), row.alpha, row.law, _frozen(row.of))
+    return _law(_place(row), row.law, _frozen(row.of))
 
 
 def start_of(row: Expectation) -> float:
@@ -60,45 +60,67 @@ def start_of(row: Expectation) -> float:
     return world.apart(world.prior, law_of(row))
 
 
-def _frozen(values: Any) -> tuple[tuple[str, Any], ...]:
+def away_of(row: Expectation) -> float:
+    """Distance of that law from the target."""
+    if row.law in ("maximum", "z"):
+        return math.nan
+    world = _world(row)
+    return world.apart(law_of(row), world.target())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A world at a temperature, as a key."""
+
+    task: str
+    alpha: float
+    sampler: tuple[tuple[str, Any], ...]
+    model: tuple[tuple[str, Any], ...]
+
+
+def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(values.items()))
 
 
+def _place(row: Expectation) -> _Place:
+    return _Place(row.world, row.alpha, _frozen(row.sampler), _frozen(row.model))
+
+
 def _world(row: Expectation) -> World:
-    return _known(row.world, _frozen(row.sampler), row.alpha)
+    return _known(_place(row))
 
 
 @lru_cache(maxsize=8)
-def _known(task: str, sampler: tuple[tuple[str, Any], ...], alpha: float) -> World:
-    return world_of(task, dict(sampler), alpha)
+def _known(place: _Place) -> World:
+    return world_of(place.task, dict(place.sampler), place.alpha, **dict(place.model))
 
 
 @lru_cache(maxsize=64)
-def _interval(
-    task: str, sampler: Any, alpha: float, law: str, of: Any, n: int, draws: int
-) -> tuple[float, float]:
-    return _known(task, sampler, alpha).null(n, _law(task, sampler, alpha, law, of), draws, LEVEL)
+def _interval(place: _Place, law: str, of: Any, n: int, draws: int) -> tuple[float, float]:
+    return _known(place).null(n, _law(place, law, of), draws, LEVEL)
 
 
 def _null(row: Expectation, n: int) -> tuple[float, float]:
     draws = 200 if row.world == "toy-ring" else 400  # all pairs in the plane cost more than on a line
-    return _interval(row.world, _frozen(row.sampler), row.alpha, row.law, _frozen(row.of), n, draws)
+    return _interval(_place(row), row.law, _frozen(row.of), n, draws)
 
 
 @lru_cache(maxsize=4)
-def _chain(task: str, sampler: tuple[tuple[str, Any], ...]) -> Chain:
-    world = _known(task, sampler, 1.0)
+def _chain(place: _Place) -> Chain:
+    """Of the same states at every temperature."""
+    world = _known(place)
     for kind, name in ((Tokens, "toy-tokens"), (Line, "toy-mixture")):
-        if task == name:
+        if place.task == name:
             return kind.of_model(world.model, world.reward)  # type: ignore[attr-defined,no-any-return]
     raise DavBenchError(
-        f"fixed points in world {task!r} are not known.", fix="toy-tokens or toy-mixture, or another law"
+        f"fixed points in world {place.task!r} are not known.",
+        fix="toy-tokens or toy-mixture, or another law",
     )
 
 
 @lru_cache(maxsize=64)
-def _law(task: str, sampler: tuple[tuple[str, Any], ...], alpha: float, name: str, of: Any) -> Law:
-    world, options = _known(task, sampler, alpha), dict(of)
+def _law(place: _Place, name: str, of: Any) -> Law:
+    world, options, alpha = _known(place), dict(of), place.alpha
     if name == "prior":
         return world.prior
     if name in ("target", "tilt"):
@@ -107,20 +129,23 @@ def _law(task: str, sampler: tuple[tuple[str, Any], ...], alpha: float, name: st
         return best_of(world, options["n"])
     if name == "steered":
         return world.steered(PosteriorMean(options.get("look", "mean")))
-    chain = _chain(task, sampler)
-    made: dict[str, Callable[[], Tensor]] = {
+    chain = _chain(place)
+    policies: dict[str, Callable[[], list[Tensor]]] = {
         "rounds": lambda: chain.rounds(alpha=alpha, **{"k": 1, **options}),
         "tilts": lambda: chain.tilts(options.get("k", 1), alpha),
-        "guided": lambda: chain.guided(**options),
-        "expected": lambda: chain.expected(alpha),
         "control": lambda: chain.control(alpha),
         "pulled": lambda: chain.pulled(alpha),
         "fitted": lambda: chain.fitted(alpha, **options),
+        "adjoint": lambda: chain.adjoint(alpha),  # type: ignore[attr-defined]
     }
-    if name not in made:
-        raise DavBenchError(f"there is no law {name!r}.", f"Known: {', '.join([*made, 'prior', 'target'])}.")
+    if name in policies:
+        p = chain.of(policies[name]())
+    elif name in ("guided", "expected"):
+        p = chain.guided(**options) if name == "guided" else chain.expected(alpha)
+    else:
+        raise DavBenchError(f"there is no law {name!r}{near(name, LAWS)}")
     x = world.prior.x if isinstance(chain, Tokens) else chain.states[0]
-    return Law(x, made[name]())
+    return Law(x, p)
 
 
 def best_of(world: World, n: int) -> Law:

@@ -44,6 +44,7 @@ def plant(defects: Sequence[Defect], seed: int, jobs: int, say: Callable[[str], 
 def settings(row: Expectation) -> str:
     """What tells a row from others, as the command line takes it."""
     told = {k: v for k, v in row.settings.items() if k not in _EFFORT}
+    told |= {f"model.{k}": v for k, v in row.model.items()}
     return ", ".join(f"{k}={_text(v)}" for k, v in told.items())
 
 
@@ -68,15 +69,20 @@ def allowance(row: Expectation) -> str:
 
 def _line(result: Result) -> list[str]:
     row = result.row
+    about = [row.method, row.world, settings(row), row.says, str(row.n)]
     if result.error:
-        return [row.method, row.world, settings(row), row.says, str(row.n), "–", "–", allowance(row),
-                f"could not run: {result.error}", "–"]  # fmt: skip
-    return [row.method, row.world, settings(row), row.says, str(row.n), f"{result.distance:.4f}",
-            interval(result), allowance(row), VERDICT[result.passed], f"{result.seconds:.1f}"]  # fmt: skip
+        return [*about, "–", "–", allowance(row), "–", "–", f"could not run: {result.error}", "–"]
+    numbers = [f"{result.distance:.4f}", interval(result), allowance(row)]
+    far = [_far(result.start), _far(result.away)]
+    return [*about, *numbers, *far, VERDICT[result.passed], f"{result.seconds:.1f}"]
+
+
+def _far(value: float) -> str:
+    return "–" if value != value else f"{max(0.0, value):.3f}"
 
 
 COLUMNS = ("method", "world", "settings", "expectation", "samples", "distance", "99 % of exact samples", "allowance",
-           "verdict", "CPU s")  # fmt: skip
+           "pretrained at", "target at", "verdict", "CPU s")  # fmt: skip
 DEFECTS = ("defect", "expectation of", "distance", "without it at most", "verdict")
 
 
@@ -109,6 +115,7 @@ def facts(result: Result) -> dict[str, Any]:
         "expectation": row.says,
         "settings": dict(row.settings),
         "sampler": dict(row.sampler),
+        "model": dict(row.model),
         "alpha": row.alpha,
         "n": row.n,
         "distance": number(result.distance),
@@ -116,6 +123,7 @@ def facts(result: Result) -> dict[str, Any]:
         "allowance": [{"size": a.size, "reason": a.reason} for a in row.allow],
         "limit": number(result.limit),
         "pretrained": number(result.start),
+        "target": number(result.away),
         "reward": number(result.reward),
         "passed": result.passed,
         "error": result.error,
@@ -146,6 +154,8 @@ all states of a chain (`dav_bench/builtin/exact.py`, `dav_bench/verify/chains.py
   units of that of the pretrained model from the target; unbiased, so exact samples are below 0 half the time. For "Z"
   it is the relative error of the mean estimate, for a collapse the share of samples whose reward lies more than a tenth
   of the way below the maximum.
+- **Pretrained at, target at.** How far these two are from the law: what a method has to cover, and what it misses by
+  its nature.
 - **Verdict.** As expected where the distance is at most the upper end of the 99 % interval of as many exact samples,
   plus the allowance, for each unit that the pretrained model is away.
 """

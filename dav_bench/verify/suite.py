@@ -35,7 +35,9 @@ class Result:
     high: float
     """Upper end."""
     start: float
-    """Distance of the pretrained model."""
+    """Distance of the pretrained model from the law."""
+    away: float
+    """Distance of the law from the target; NaN where the expectation is none of a law."""
     reward: float
     """Mean reward of the samples."""
     seconds: float
@@ -99,7 +101,7 @@ def check(
     """Run one expectation; `around` makes a context that holds while the method is built, trained and sampled."""
     import torch
 
-    from dav_bench.verify.laws import measure, start_of
+    from dav_bench.verify.laws import away_of, measure, start_of
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -110,10 +112,11 @@ def check(
         seconds = time.process_time() - began
         found = measure(row, model, batch)
         reward = float(batch.reward.double().mean())
-        return Result(row, found.distance, found.low, found.high, start_of(row), reward, seconds)
+        start, away = start_of(row), away_of(row)
+        return Result(row, found.distance, found.low, found.high, start, away, reward, seconds)
     except (DavBenchError, ValueError, RuntimeError) as err:
         nan = float("nan")
-        return Result(row, nan, nan, nan, nan, nan, 0.0, " ".join(str(err).split()))
+        return Result(row, nan, nan, nan, nan, nan, nan, 0.0, " ".join(str(err).split()))
     finally:
         torch.set_num_threads(threads)
 
@@ -125,7 +128,7 @@ def spec_of(row: Expectation, seed: int = 0) -> RunSpec:
     from dav_bench.plugins import catalog
     from dav_bench.tasks import find_task
 
-    sections = {row.method: dict(row.settings), "sampler": dict(row.sampler)}
+    sections = {row.method: dict(row.settings), "sampler": dict(row.sampler), "model": dict(row.model)}
     layer = Layer("verify", {name: values for name, values in sections.items() if values}, strict=True)
     request = Request([row.method], [find_task(row.world)], (seed,), [layer], search=None, baselines=False)
     (run,) = plan(request, catalog(), fresh=True)
