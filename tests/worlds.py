@@ -53,3 +53,24 @@ def context(world: Model, r: Callable[..., Tensor], micro_batch: int | None = No
 def setting(kind: str, steps: int = 8, micro_batch: int | None = None, **options) -> Context:
     """Context of a world with its own reward."""
     return context(model(kind, steps, **options), reward(kind), micro_batch)
+
+
+class Saved:
+    """Bytes that autograd holds for the backward pass at any time."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: torch.Tensor):
+        counter = self
+
+        class Handle:
+            def __init__(self) -> None:
+                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+                counter.now += self.size
+                counter.peak = max(counter.peak, counter.now)
+
+            def __del__(self) -> None:
+                counter.now -= self.size
+
+        return Handle()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from .count import Count
 from .noise import Noise
 from .process import MaskedProcess
 from .protocols import Context, Item, Loss
@@ -17,15 +18,6 @@ from .search import _CHILD
 from .steps import MaskedStep, Step
 
 _DEPTH, _COPY = 6, 7  # purposes of noise, after those of a search
-
-
-class Clock(nn.Module):
-    """Counts optimiser steps, for what changes as training goes on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.updates: Tensor
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
 
 @dataclass(frozen=True)
@@ -86,14 +78,20 @@ class Pathwise(Loss):
 
     # ---- what changes with time
     def modules(self, ctx: Context) -> dict[str, nn.Module]:
-        return {"clock": Clock()} if self.anneal or self.warmup else {}
+        return {"updates": Count().to(ctx.policy.device)} if self.anneal or self.warmup else {}
 
     def updated(self, ctx: Context) -> None:
-        if "clock" in ctx.modules:
-            ctx.modules["clock"].updates += 1  # type: ignore[operator]
+        if "updates" in ctx.modules:
+            self._updates(ctx).add()
+
+    @staticmethod
+    def _updates(ctx: Context) -> Count:
+        count = ctx.modules["updates"]
+        assert isinstance(count, Count)
+        return count
 
     def _progress(self, ctx: Context, steps: int, ahead: int) -> float:
-        done = int(ctx.modules["clock"].updates) if steps else 0  # type: ignore[arg-type]
+        done = int(self._updates(ctx).n) if steps else 0
         return min(1.0, (done + ahead) / steps) if steps else 1.0
 
     def temperature(self, ctx: Context) -> float:

@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .count import Count
 from .noise import Noise
 from .protocols import Batch, Context, Item, Loss, Value
 from .replay import reference_step, replay, stochastic
-from .weighted import Count
 
 
 class StepBaseline(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .advantage import grouped
+from .count import Count
 from .noise import Noise
 from .protocols import Batch, Context, Item, Loss, NonFinite, Value
 from .replay import replay, stochastic
@@ -94,19 +95,6 @@ class GainWeights:
         assert seen.gain is not None
         ratio = seen.log_prob() - batch.per_step["log_prob"]
         return seen.gain.double() / self.alpha + ratio.double()
-
-
-class Count(nn.Module):
-    """How often something happened, kept in checkpoints."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n: Tensor
-        self.register_buffer("n", torch.zeros((), dtype=torch.int64))
-
-    def add(self) -> int:
-        self.n += 1
-        return int(self.n)
 
 
 @dataclass(frozen=True)

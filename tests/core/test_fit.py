@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from worlds import KINDS, setting
+from worlds import KINDS, Saved, setting
 
 from dav_bench.core import Batch, MaximumLikelihood, Noise, NonFinite, Training, TreeSearch, fit
 from dav_bench.core.fit import gradient, optimizer
@@ -62,27 +62,6 @@ def test_accumulated_gradients_are_that_of_the_whole(kind):
     # all at once, idle items included
     direct = torch.autograd.grad(loss(ctx, items).mean(), list(ctx.policy.trainable().values()))
     assert (torch.cat([g.flatten() for g in direct]) - whole).abs().max() < 1e-12
-
-
-class Saved:
-    """Bytes that autograd holds for the backward pass at any time."""
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-
-    def pack(self, tensor: torch.Tensor):
-        counter = self
-
-        class Handle:
-            def __init__(self) -> None:
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-                counter.now += self.size
-                counter.peak = max(counter.peak, counter.now)
-
-            def __del__(self) -> None:
-                counter.now -= self.size
-
-        return Handle()
 
 
 def peak(kind: str, steps: int, micro_batch: int | None, minibatch: int = 64) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from chains import Chain
-from worlds import KINDS, disturb, setting
+from worlds import KINDS, Saved, disturb, setting
 
 from dav_bench.core import (
     Batch,
@@ -191,27 +191,6 @@ def test_micro_batches_and_order_do_not_change_the_gradient(kind, loss):
     assert whole.abs().max() > 1e-3
     for size, order in ((1, torch.arange(12)), (5, torch.arange(12).flip(0))):
         assert (grads(size, order) - whole).abs().max() < 1e-9 * whole.abs().max()
-
-
-class Saved:
-    """Bytes that autograd holds for the backward pass at any time."""
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-
-    def pack(self, tensor):
-        counter = self
-
-        class Handle:
-            def __init__(self) -> None:
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-                counter.now += self.size
-                counter.peak = max(counter.peak, counter.now)
-
-            def __del__(self) -> None:
-                counter.now -= self.size
-
-        return Handle()
 
 
 def held(kind: str, steps: int, loss: Pathwise) -> int:
