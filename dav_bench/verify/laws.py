@@ -40,9 +40,8 @@ def measure(row: Expectation, model: Model, batch: Batch) -> Measured:
     x = model.decode(model.process.clean(model.process.unpack(batch.states[-1])))
     world = _world(row)
     if row.law == "maximum":
-        top, start = float(world.rewards.max()), world.prior.mean(world.rewards)
-        missed = world.reward(x.detach().cpu().double()).double() < top - 0.1 * (top - start)
-        return Measured(float(missed.double().mean()), 0.0, 0.0)
+        missed = _missed(world, world.reward(x.detach().cpu().double()))
+        return Measured(float(missed.mean()), 0.0, 0.0)
     law = law_of(row)
     return Measured(world.distance(x, law), *_null(row, len(x)))
 
@@ -52,11 +51,19 @@ def law_of(row: Expectation) -> Law:
     return _law(_place(row), row.law, _frozen(row.of))
 
 
+def _missed(world: World, reward: Tensor) -> Tensor:
+    """1 where a reward is more than a tenth of the way from the maximum to the pretrained mean, else 0."""
+    top, start = float(world.rewards.max()), world.prior.mean(world.rewards)
+    return (reward.double() < top - 0.1 * (top - start)).double()
+
+
 def start_of(row: Expectation) -> float:
-    """Distance of the pretrained model from that law: what a method has to cover."""
-    if row.law in ("maximum", "z"):
-        return 1.0
+    """Distance of the pretrained model from that law: what a method has to cover; NaN for an estimate of Z."""
     world = _world(row)
+    if row.law == "z":
+        return math.nan
+    if row.law == "maximum":
+        return world.prior.mean(_missed(world, world.rewards))
     return world.apart(world.prior, law_of(row))
 
 

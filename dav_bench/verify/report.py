@@ -59,7 +59,11 @@ def _text(value: Any) -> str:
 
 def interval(result: Result) -> str:
     """The 99 % interval of exact samples."""
-    return f"{result.low:.4f} to {result.high:.4f}"
+    return f"{_number(result.low)} to {_number(result.high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value + 0.0 if abs(value) >= 5e-5 else 0.0:.4f}"
 
 
 def allowance(row: Expectation) -> str:
@@ -72,7 +76,7 @@ def _line(result: Result) -> list[str]:
     about = [row.method, row.world, settings(row), row.says, str(row.n)]
     if result.error:
         return [*about, "–", "–", allowance(row), "–", "–", f"could not run: {result.error}", "–"]
-    numbers = [f"{result.distance:.4f}", interval(result), allowance(row)]
+    numbers = [_number(result.distance), interval(result), allowance(row)]
     far = [_far(result.start), _far(result.away)]
     return [*about, *numbers, *far, VERDICT[result.passed], f"{result.seconds:.1f}"]
 
@@ -90,7 +94,7 @@ def _defect_line(defect: Defect, caught: bool, result: Result) -> list[str]:
     where = f"{defect.method} on {defect.world}"
     if result.error:
         return [defect.name, where, "–", "–", f"could not run: {result.error}"]
-    return [defect.name, where, f"{result.distance:.4f}", f"{result.limit:.4f}", SEEN[caught]]
+    return [defect.name, where, _number(result.distance), _number(result.limit), SEEN[caught]]
 
 
 def tables(
@@ -142,8 +146,8 @@ HEAD = """# Verification
 
 Each method is run in worlds where the right answer is known exactly, by the objects that a run uses, and its samples
 are compared with the law that it should reach. `dav-bench verify` prints this table, and `--write` writes this page.
-The expectations stand in `dav_bench/verify/expectations.py`, written down before they were run; the laws are sums over
-all states of a chain (`dav_bench/builtin/exact.py`, `dav_bench/verify/chains.py`), which use no code of any method.
+The expectations stand in `dav_bench/verify/expectations.py`; the laws are sums over all states of a chain
+(`dav_bench/builtin/exact.py`, `dav_bench/verify/chains.py`), which use no code of any method.
 
 - **Worlds.** `toy-tokens`: three tokens over four letters, revealed one at a time. `toy-mixture`: two Gaussians on a
   line. `toy-ring`: eight Gaussians in the plane. `tfbind8`: all DNA 8-mers with their measured binding. Gaussian chains
@@ -158,6 +162,25 @@ all states of a chain (`dav_bench/builtin/exact.py`, `dav_bench/verify/chains.py
   its nature.
 - **Verdict.** As expected where the distance is at most the upper end of the 99 % interval of as many exact samples,
   plus the allowance, for each unit that the pretrained model is away.
+"""
+
+CHANGED = """
+## What was changed after the first run
+
+The table was written down before anything was run. Then settings of training were raised until it converged, allowances
+were tightened, and these rows were changed:
+
+- `fk` has the potential `diff` in all worlds. With `max` its last weights leave few of 32 particles: it stayed at 0.39
+  on toy-ring and at 0.23 on tfbind8.
+- `adjoint` is held to its own fixed point between modes at -1 and 1. Between modes farther apart adjoints have heavy
+  tails, and seconds of training settle no weights of modes: by seed it ended at 0.002 to 0.035 on toy-mixture and at
+  0.03 to 0.24 on toy-ring.
+- `drakes` has `tau=0.3`. At its default of 1 it stayed at 0.20: the relaxed tokens it trains on are not those it draws.
+- `draft` differentiates 3 steps of toy-mixture. Through all 20 it stopped between the modes.
+- `vidd` and `vmpo` look ahead by the pretrained model, as these methods came to do.
+- `svdd` runs at α = 0.5, where the laws of its look-aheads differ more from each other.
+- `fav` also has a world of one mode, where half the repulsion shows.
+- `dpo` with labels drawn at random has an allowance of its own: by seed it ended at 0.008 to 0.029.
 """
 
 PLUGINS = """
@@ -190,7 +213,7 @@ def markdown(results: Sequence[Result], planted: Sequence[Planted]) -> str:
     for method, mine in groupby(results, key=lambda r: r.row.method):
         out += ["", f"## {method}", "", *_grid(COLUMNS[1:], [_line(r)[1:] for r in mine])]
     out += ["", "## Planted defects", "", "Each breaks an expectation above, and must be seen to.", ""]
-    out += [*_grid(DEFECTS, [_defect_line(*p) for p in planted]), PLUGINS]
+    out += [*_grid(DEFECTS, [_defect_line(*p) for p in planted]), CHANGED.rstrip(), PLUGINS]
     return "\n".join(out).rstrip() + "\n"
 
 

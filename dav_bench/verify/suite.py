@@ -35,7 +35,7 @@ class Result:
     high: float
     """Upper end."""
     start: float
-    """Distance of the pretrained model from the law."""
+    """Distance of the pretrained model from the law; NaN for an estimate of Z."""
     away: float
     """Distance of the law from the target; NaN where the expectation is none of a law."""
     reward: float
@@ -48,7 +48,7 @@ class Result:
     @property
     def limit(self) -> float:
         """Largest distance that is as expected; allowances are shares of the way there."""
-        return self.high + self.row.allowance * max(1.0, self.start)
+        return self.high + self.row.allowance * (self.start if self.start > 1 else 1.0)
 
     @property
     def passed(self) -> bool:
