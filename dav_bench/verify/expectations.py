@@ -256,7 +256,7 @@ def _gradients() -> list[Expectation]:
     fit = {"rounds": 100, "samples": 256, "minibatch": 256, "lr": 1e-2, "schedule": "linear"}
     draft = {**fit, "rounds": 60, "samples": 64, "minibatch": 64, "weight_decay": 0.0}
     drakes = {**fit, "last": 0, "alpha": 1.0, "tau": 0.3}
-    # between modes far apart adjoints have heavy tails, and the weights of modes take far longer than seconds to settle
+    # between modes far apart the weights of modes take far longer than seconds to settle
     adjoint = {**fit, "rounds": 80, "minibatch": 2560, "lr": 2e-2, "alpha": 1.0}
     near = {"means": (-1.0, 1.0)}
     fav = {**fit, "lr": 5e-3, "weight_decay": 0.0, "alpha": 1.0, "taus": "0.1"}
