@@ -15,7 +15,6 @@ nox.options.error_on_missing_interpreters = True
 
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
 TESTS = ("tests",)
-EXACT = ("tests/exact",)
 
 
 @nox.session
@@ -62,17 +61,20 @@ def plugins(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Default tasks and exact tests on CUDA; `nox --no-venv -s gpu` where nothing can be installed."""
+    """Default tasks and the conformance suite on CUDA; `nox --no-venv -s gpu` where nothing can be installed."""
     if session.virtualenv.is_sandboxed:
         session.install(".[dev]")
     ask = "import torch; print(torch.cuda.is_available())"
     if "True" not in str(session.run("python", "-c", ask, silent=True, external=True)):
         session.skip("no CUDA device: nothing was checked on a GPU")
     out = os.environ.get("DAV_BENCH_GPU_OUT") or session.create_tmp()
-    env = {"HF_HUB_OFFLINE": "1", "DAV_BENCH_TEST_DEVICE": "cuda"}
-    for task in ("toy-mixture", "toy-tokens", "dna"):
+    env = {"HF_HUB_OFFLINE": "1"}
+    for task in ("toy-mixture", "toy-tokens", "toy-ring", "tfbind8", "dna"):
         session.run(
             "python", "-m", "dav_bench", "run", "--method", "dav", "--task", task, "--device", "cuda", "--fresh",
             "--out", out, env=env, external=True,
         )  # fmt: skip
-    session.run("python", "-m", "pytest", *EXACT, *session.posargs, env=env, external=True)
+    session.run(
+        "python", "-m", "dav_bench", "verify", "--device", "cuda", "--jobs", "1", *session.posargs, env=env,
+        external=True,
+    )  # fmt: skip

@@ -10,16 +10,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-for name in [n for n in os.environ if n.startswith("DAV_BENCH_") and n != "DAV_BENCH_TEST_DEVICE"]:
+for name in [n for n in os.environ if n.startswith("DAV_BENCH_")]:
     del os.environ[name]  # a developer's settings must not change what is tested
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def device() -> str:
-    """Where science is tested: cpu, or what DAV_BENCH_TEST_DEVICE names."""
-    return os.environ.get("DAV_BENCH_TEST_DEVICE", "cpu")
 
 
 @pytest.fixture

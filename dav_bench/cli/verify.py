@@ -24,6 +24,9 @@ def verify(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of training and sampling.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one CPU thread each.")] = 2,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; known defects are planted on the CPU.")
+    ] = "cpu",
     write: Annotated[bool, typer.Option("--write", help=f"Run all of it and write {DOC}.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -44,7 +47,10 @@ def verify(
         todo = [d for d in known() if _among(d.method, chosen[0]) and _among(d.world, chosen[1])]
         planted = report.plant(todo, seed, jobs, render.notice_line)
     if not defects:
-        held = report.run(_chosen(*chosen), seed, jobs, render.notice_line)
+        from dav_bench.runner import Machine, Options
+
+        where = Machine.choose(Options(device=device), {}).device
+        held = report.run(_chosen(*chosen), seed, jobs, render.notice_line, where)
     if write:
         DOC.write_text(report.markdown(held, planted), encoding="utf-8")
         typer.echo(f"wrote {DOC}")

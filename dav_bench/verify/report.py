@@ -17,7 +17,9 @@ VERDICT = {True: "as expected", False: "NOT as expected"}
 SEEN = {True: "seen", False: "NOT SEEN"}
 
 
-def run(rows: Sequence[Expectation], seed: int, jobs: int, say: Callable[[str], None]) -> list[Result]:
+def run(
+    rows: Sequence[Expectation], seed: int, jobs: int, say: Callable[[str], None], device: str = "cpu"
+) -> list[Result]:
     """Run expectations, telling each result as it comes."""
     done = 0
 
@@ -26,7 +28,7 @@ def run(rows: Sequence[Expectation], seed: int, jobs: int, say: Callable[[str], 
         done += 1
         say(f"[{done}/{len(rows)}] {result}")
 
-    return verify(rows, seed, jobs, told)
+    return verify(rows, seed, jobs, told, device)
 
 
 def plant(defects: Sequence[Defect], seed: int, jobs: int, say: Callable[[str], None]) -> list[Planted]:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,8 +67,9 @@ class Result:
 
 
 def verify(
-    rows: Iterable[Expectation], seed: int = 0, jobs: int = 1, say: Callable[[Result], None] | None = None
-) -> list[Result]:
+    rows: Iterable[Expectation], seed: int = 0, jobs: int = 1, say: Callable[[Result], None] | None = None,
+    device: str = "cpu",
+) -> list[Result]:  # fmt: skip
     """Run expectations and compare.
 
     Args:
@@ -75,11 +77,12 @@ def verify(
         seed: Of training and sampling; every seed should pass, up to the level of the intervals.
         jobs: Processes, one CPU thread each.
         say: Told of each result as it comes.
+        device: Where methods train and sample; laws and distances are computed on the CPU.
     """
     todo = list(rows)
     say = say or (lambda result: None)
     results = []
-    for result in spread(check, todo, seed, jobs):
+    for result in spread(partial(check, device=device), todo, seed, jobs):
         say(result)
         results.append(result)
     return results
@@ -96,8 +99,9 @@ def spread(work: Callable[[Any, int], T], items: Sequence[Any], seed: int, jobs:
 
 
 def check(
-    row: Expectation, seed: int = 0, around: Callable[[], AbstractContextManager[Any]] = nullcontext
-) -> Result:
+    row: Expectation, seed: int = 0, around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    device: str = "cpu",
+) -> Result:  # fmt: skip
     """Run one expectation; `around` makes a context that holds while the method is built, trained and sampled."""
     import torch
 
@@ -108,7 +112,7 @@ def check(
     try:
         began = time.process_time()
         with around():
-            model, batch = sample(row, seed)
+            model, batch = sample(row, seed, device)
         seconds = time.process_time() - began
         found = measure(row, model, batch)
         reward = float(batch.reward.double().mean())
@@ -137,8 +141,11 @@ def spec_of(row: Expectation, seed: int = 0) -> RunSpec:
     return run.spec
 
 
-def sample(row: Expectation, seed: int = 0) -> tuple[Model, Batch]:
-    """The model after training, where the method trains, and `row.n` samples drawn as a run would draw them."""
+def sample(row: Expectation, seed: int = 0, device: str = "cpu") -> tuple[Model, Batch]:
+    """The model after training, where the method trains, and `row.n` samples drawn as a run would draw them.
+
+    Both work on `device`; the samples come back to the CPU.
+    """
     import torch
 
     from dav_bench import build
@@ -146,20 +153,22 @@ def sample(row: Expectation, seed: int = 0) -> tuple[Model, Batch]:
 
     spec = spec_of(row, seed)
     method, model = build.build_method(spec), build.build_model(spec)
-    model.to("cpu", torch.float32).network.eval()
+    model.to(device, torch.float32).network.eval()
     reward, meter = build.build_reward(spec, "train"), Meter()
     if isinstance(reward, torch.nn.Module):
-        reward = reward.eval().requires_grad_(False)
+        reward = reward.to(device).eval().requires_grad_(False)
     model.attach(meter, MICRO_BATCH)
     ctx = Context(model, model.reference(), MeteredReward(reward, meter, MICRO_BATCH), meter)
     if method.loss is not None:
         ctx.modules = method.loss.modules(ctx)
-        _train(ctx, method, seed)
+        _train(ctx, method, seed, device)
     searcher = method.sampler or (method.search if method.loss is None else Rollout(keep=False))
-    return model, searcher(ctx, Noise.of(stream(seed, "verify"), row.n))
+    batch = searcher(ctx, Noise.of(stream(seed, "verify"), row.n, device=device))
+    log_z = None if batch.log_z is None else batch.log_z.cpu()
+    return model, replace(batch, states=batch.states.cpu(), reward=batch.reward.cpu(), log_z=log_z)
 
 
-def _train(ctx: Any, method: Any, seed: int) -> None:
+def _train(ctx: Any, method: Any, seed: int, device: str) -> None:
     """The rounds of a run, without its files."""
     from dav_bench.core import Noise, fit
     from dav_bench.core.fit import optimizer, parameters
@@ -167,6 +176,6 @@ def _train(ctx: Any, method: Any, seed: int) -> None:
     plan = method.training
     opt = optimizer(parameters(ctx), plan, ctx.modules)
     for r in range(1, plan.rounds + 1):
-        batch = method.search(ctx, Noise.of(stream(seed, "search", r), plan.samples))
-        noise = Noise.of(stream(seed, "fit", r), 1)
+        batch = method.search(ctx, Noise.of(stream(seed, "search", r), plan.samples, device=device))
+        noise = Noise.of(stream(seed, "fit", r), 1, device=device)
         fit(method.loss, ctx, batch, opt, plan, noise, ((r - 1) / plan.rounds, r / plan.rounds))
