@@ -183,8 +183,8 @@ allowances were tightened, and these rows were changed:
 - `svdd` runs at α = 0.5, where the laws of its look-aheads differ more from each other.
 - `fav` also has a world of one mode, where half the repulsion shows.
 - `dpo` with labels drawn at random has an allowance of its own: by seed it ended at 0.008 to 0.029.
-- `rwr` and `vmpo` on tfbind8 have a wider allowance, 0.15 instead of 0.02 and 0.04, and `vmpo` runs at α = 0.2 instead of
-  0.1: seconds of training leave a network of 128 units at 0.12 and 0.08. These two rows prove little.
+- `rwr` and `vmpo` on tfbind8 have a wider allowance, 0.15 instead of 0.02 and 0.04, and `vmpo` runs at α = 0.2 instead
+  of 0.1: seconds of training leave a network of 128 units at 0.12 and 0.08. These two rows prove little.
 """
 
 PLUGINS = """
