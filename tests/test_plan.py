@@ -317,3 +317,16 @@ def test_a_search_takes_over_settings_that_mean_the_same_alone(tmp_path):
     (search,) = (run.spec.search for run in runs if run.spec.search)
     assert search["params"]["last"] == "sample"
     assert search["params"]["alpha"] == 0.7
+
+
+def test_exact_samples_are_left_out_where_a_reward_of_ones_own_states_no_bound(tmp_path):
+    """Gaussian worlds draw them by rejection, which needs a bound; tokens are enumerated."""
+    file = tmp_path / "own.py"
+    file.write_text("def score(sample, cond):\n    return sample.flatten(1).sum(-1)\n")
+    for task, status in (("toy-mixture", "skip"), ("toy-tokens", "new")):
+        runs = planned(methods=["best-of-n"], tasks=[task], reward=f"{file}:score", out=tmp_path / "out")
+        assert {run.spec.label: run.status for run in runs} == {
+            "exact": status,
+            "pretrained": "new",
+            "best-of-n": "new",
+        }

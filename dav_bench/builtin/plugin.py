@@ -61,7 +61,8 @@ def register_methods(register: Register) -> None:
              summary="real samples of the task's test set: the yardstick")  # fmt: skip
     register("pretrained", at + "baselines:pretrained", config=Pretrained, requires="sample", seeded=False,
              summary="samples of the model before any alignment")  # fmt: skip
-    register("exact", "dav_bench.builtin.exact:build", config=toy.Exact, requires="target", seeded=False,
+    register("exact", "dav_bench.builtin.exact:build", config=toy.Exact, seeded=False,
+             requires=("target", "target.samples"),
              summary="exact samples of the tilted law, where it is known: the yardstick")  # fmt: skip
     register("best-of-n", at + "baselines:best_of_n", config=BestOfN, requires="sample", search="best-of",
              summary="the best of n samples of the pretrained model")  # fmt: skip
@@ -174,10 +175,10 @@ def register_models(register: Register) -> None:
              provides=(*_GAUSSIAN, "target"), domain="vector",
              summary="eight Gaussians on a circle whose exact posterior is known")  # fmt: skip
     register("toy-tokens", at + "tokens:build_tokens", config=toy.ToyTokens,
-             provides=(*_MASKED, "target"), domain="sequence",
+             provides=(*_MASKED, "target", "target.samples"), domain="sequence",
              summary="Markov chain of three tokens over four letters whose exact posterior is known")  # fmt: skip
     register("tfbind8", at + "tokens:build_tfbind8", config=toy.TFBind8,
-             provides=(*_MASKED, "target"), domain="sequence",
+             provides=(*_MASKED, "target", "target.samples"), domain="sequence",
              summary="8-mers of human regulatory DNA, a Markov chain of order 3 with its exact posterior")  # fmt: skip
 
 
@@ -194,9 +195,10 @@ def register_rewards(register: Register) -> None:
              summary="activity in HepG2 by a published Enformer oracle (file not shipped)")  # fmt: skip
     register("gosai-hepg2-heldout", at + "gosai:build_heldout", config=GosaiReward, provides="reward.grad",
              domain="sequence", summary="the same by the oracle of the other chromosomes")  # fmt: skip
-    register("toy-mixture", at + "toy:build_mixture", config=toy.Quadratic, provides="reward.grad", domain="vector",
+    register("toy-mixture", at + "toy:build_mixture", config=toy.Quadratic,
+             provides=("reward.grad", "target.samples"), domain="vector",
              summary="minus half the squared distance to a point between the modes")  # fmt: skip
-    register("toy-ring", at + "toy:build_ring", provides="reward.grad", domain="vector",
+    register("toy-ring", at + "toy:build_ring", provides=("reward.grad", "target.samples"), domain="vector",
              summary="log of a smooth score that rises from mode to mode around the circle")  # fmt: skip
     register("toy-tokens", at + "toy:build_tokens", config=toy.Letters,
              provides=("reward.grad", "reward.features"), domain="sequence",
