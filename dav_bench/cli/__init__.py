@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     "leaderboard": ("dav_bench.cli.results:leaderboard", "Show, publish or check the leaderboard of a task."),
     "results": ("dav_bench.cli.results:app", "List and show runs."),
+    "plot": ("dav_bench.cli.plot:app", "Draw pictures of runs and boards."),
     "list": ("dav_bench.cli.plugins:list_components", "List methods, tasks, models, rewards or metrics."),
     "show": ("dav_bench.cli.plugins:show", "Show a component: settings, their sources, needs."),
     "verify": ("dav_bench.cli.verify:verify", "Check each method against the law it should reach."),
