@@ -205,6 +205,12 @@ def register_rewards(register: Register) -> None:
              summary="number of one letter, and half a point for equal ends")  # fmt: skip
     register("tfbind8", at + "tfbind8:build", provides="reward.grad", domain="sequence",
              summary="measured binding of SIX6 to the 8-mer (E-score), the truth itself")  # fmt: skip
+    register("jpeg-compressibility", at + "jpeg:Compressibility", domain="image",
+             summary="minus the size as a JPEG file", paper="arXiv:2305.13301")  # fmt: skip
+    register("jpeg-incompressibility", at + "jpeg:Incompressibility", domain="image",
+             summary="size as a JPEG file", paper="arXiv:2305.13301")  # fmt: skip
+    register("colourfulness", at + "colour:Colourfulness", provides="reward.grad", domain="image",
+             summary="spread and mean of the opponent colours", paper="doi:10.1117/12.477378")  # fmt: skip
 
 
 @hookimpl
