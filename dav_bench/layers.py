@@ -1,8 +1,8 @@
 """Where settings come from: task file, preset, config file, environment and --set, as layers of one shape.
 
 A layer maps a section to its settings. Sections are `method` (all methods of the command), a method's name,
-`sampler`, `eval`, `budget`, `model`, `reward.train`, `reward.heldout`, `search`, `nes`, and `searcher`, `trainer`,
-`training` for a pair made on the command line.
+`sampler`, `eval`, `budget`, `prompts`, `model`, `reward.train`, `reward.heldout`, `search`, `nes`, and `searcher`,
+`trainer`, `training` for a pair made on the command line.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FIXED = (
     "trainer",
     "training",
     "nes",
+    "prompts",
 )
 
 
@@ -72,7 +73,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def task_layers(task: TaskSpec, preset: str | None) -> list[Layer]:
     """The task file and, where named, one of its presets."""
     own = {"method": task.methods, "sampler": task.sampler, "eval": task.eval, "budget": task.budget}
-    own |= {"model": task.model, "reward": task.rewards, "search": task.search}
+    own |= {"model": task.model, "reward": task.rewards, "search": task.search, "prompts": task.prompts}
     if task.target:  # exact samples are those of the task's own target
         own["method"] = {"exact": task.target, **task.methods}
     layers = [from_table("task file", own)]

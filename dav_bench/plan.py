@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from dav_bench.config import Layer, Resolved, resolve, settings_of
 from dav_bench.errors import DavBenchError, near, problems
 from dav_bench.layers import FIXED, task_layers
+from dav_bench.prompts import PromptSettings, resolved
 from dav_bench.registry import Catalog, Entry, active
 from dav_bench.spec import RunSpec
 from dav_bench.tasks import TaskSpec, check_task
@@ -205,6 +206,7 @@ class _Composer:
         self.sampler = self._section(_sampler_class(task), "sampler")
         self.eval = self._section(Eval, "eval")
         self.budget = self._budget()
+        self.prompts = self._prompts()
         self.rewards = {role: self._reward(role) for role in self._roles()}
         self.wrap = None if request.wrap is None else self._section(WRAPS[request.wrap], request.wrap)
 
@@ -228,6 +230,19 @@ class _Composer:
         elif train is not None and unit != "seconds" and train != int(train):
             self.errors.append(f"budget.train ({source}): {unit} is counted in whole rows, got {train}")
         return held
+
+    def _prompts(self) -> dict[str, Any]:
+        values = self._section(PromptSettings, "prompts")
+        if "prompts" not in self.model.provides:
+            if any(values[key] for key in ("train", "eval")):
+                self.errors.append(f"prompts: model {self.model.name!r} reads no text")
+            return {}
+        sources = {k.partition(".")[2]: v for k, v in self.sources.items() if k.startswith("prompts.")}
+        try:
+            return resolved(values, sources, self.task.folder)
+        except DavBenchError as err:
+            self.errors.append(" ".join(filter(None, (err.what, err.why))))
+            return {}
 
     def _component(self, kind: str, section: str, use: str) -> tuple[Entry, dict[str, Any]]:
         """Entry and settings of a component chosen by `use` in its section."""
@@ -276,6 +291,7 @@ class _Composer:
                 model=self.model_values,
                 sampler=self.sampler,
                 rewards=self._wrapped(entry, params, search),
+                prompts=self.prompts,
                 eval=self.eval,
                 budget=self.budget if trains(entry) else {"unit": Budget.unit},
                 heldout=self.request.heldout and "heldout" in self.rewards,
@@ -400,6 +416,9 @@ class _Composer:
                     "dav-bench list rewards",
                 )
         given |= _reward_gives(train, self.catalog)
+        if "prompts" in given and not self.prompts:
+            why = f"model {self.model.name!r} draws what a text asks for, and there are no prompts"
+            return why, "--set prompts.train=tiger,owl"
         for part, values in needs:
             missing = sorted(active(part.requires, values) - given)
             if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from dav_bench.events import RoundFinished, RunFinished, RunStarted, SamplesRead
 from dav_bench.files import DiskFull
 from dav_bench.plan import UNTIL_SPENT
 from dav_bench.plugins import catalog, emit
+from dav_bench.prompts import Prompts
 from dav_bench.seeds import stream
 from dav_bench.spec import RunSpec
 from dav_bench.store import RunDir
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import torch
 
     from dav_bench.core import Batch, Context, MeteredReward, Method, Model, Noise
+
+SHOWN = 6
+"""Pictures of each prompt on the sheet of a run."""
 
 TRAIN_PHASES = ("search", "fit")
 """Phases whose cost is training; `sample` is what a sample costs and `eval` what measuring costs."""
@@ -153,7 +157,7 @@ def execute(spec: RunSpec, options: Options) -> RunDir:
 
 def draw(
     run: RunDir, n: int, options: Options, search: Mapping[str, Any] | None = None, seed: int = 0,
-    say: Callable[[str], None] = print, chunk: int = 256,
+    prompts: Sequence[str] = (),     say: Callable[[str], None] = print, chunk: int = 256,
 ) -> tuple[Any, Any]:  # fmt: skip
     """More samples of a finished run: (Samples, training rewards (n,)).
 
@@ -162,6 +166,7 @@ def draw(
         n: how many; a larger n with the same seed begins with the same samples.
         search: test-time search as in `RunSpec.search`; None samples as the run did.
         seed: of the sampling noise.
+        prompts: drawn in turn; none are those the run was evaluated on.
         say: told how far it is, a line at a time.
         chunk: samples drawn together, which bounds memory.
     """
@@ -171,6 +176,8 @@ def draw(
 
     made = RunSpec.from_dict(run.spec)
     spec = replace(made, search=search) if search else made
+    if prompts:
+        spec = _asked_for(spec, prompts)
     if run.status != "done":
         raise DavBenchError(
             f"run {run.path.name} is not finished ({run.status}).", fix="repeat its command: it goes on"
@@ -183,12 +190,22 @@ def draw(
     searcher, parts, rewards = job.sampler(), [], []
     for start in range(0, n, chunk):
         noise = Noise.of(stream(seed, "sample"), min(chunk, n - start), start, job.machine.device)
-        batch = searcher(job.ctx, noise)
+        batch = searcher(job.ctx, noise, job._cond(job.prompts.evaluation(len(noise), start)))
         parts.append(job.samples(batch))
         rewards.append(batch.reward.detach().cpu())
         say(f"{min(start + chunk, n)} of {n} samples")
-    merged = type(parts[0])(torch.cat([p.x for p in parts]))
+    cond = None if parts[0].cond is None else torch.cat([p.cond for p in parts])
+    merged = type(parts[0])(torch.cat([p.x for p in parts]), cond, job.prompts.texts)
     return merged, torch.cat(rewards).double().numpy()
+
+
+def _asked_for(spec: RunSpec, prompts: Sequence[str]) -> RunSpec:
+    """The run with other prompts to draw."""
+    if not spec.prompts:
+        raise DavBenchError(f"task {spec.task!r} reads no prompts.", fix="leave --prompt out")
+    if any(not text.strip() for text in prompts):
+        raise DavBenchError("a prompt is empty.", fix="leave it out")
+    return replace(spec, prompts={**spec.prompts, "eval": list(prompts)})
 
 
 def _diagnose(err: Exception) -> tuple[str, str]:
@@ -241,6 +258,7 @@ class _Run:
         self.task: TaskSpec = find_task(spec.task)
         self.machine = Machine.choose(options, run.env.get("execution", {}) if resume else {})
         self.method: Method = build.build_method(spec)
+        self.prompts = Prompts.of(spec.prompts)
         self.start = time.monotonic()
 
     def prepare(self, meter: Mapping[str, Any] | None = None) -> None:
@@ -255,6 +273,8 @@ class _Run:
         self.model: Model = build.build_model(self.spec).to(self.machine.device, dtype)
         self.model.attach(self.meter, self.machine.micro_batch)
         self.model.network.eval()
+        if self.prompts:  # each is encoded once, before anything is copied
+            self.model.encode(self.prompts.texts)
         self.reference = self.model.reference()
         self.reward = self._reward("train")
         reward = build.wrap_reward(self.spec, "train", self.reward)
@@ -282,6 +302,8 @@ class _Run:
         self._evaluate(self.sampler())
         if self.trains:
             self.run.save_weights(self._weights())
+            if hasattr(self.model, "save"):  # in the form that other tools load
+                self.model.save(self.run.path / "artifacts" / "model")
         self.run.update(meter=self.meter.state(), peak_mb=round(peak(), 1))
 
     def sampler(self) -> Any:
@@ -312,7 +334,13 @@ class _Run:
         if isinstance(reward, torch.nn.Module):
             reward = reward.to(self.machine.device).eval().requires_grad_(False)
             reward = reward.double() if self.machine.dtype == "float64" else reward
+        if self.prompts and hasattr(reward, "encode"):
+            reward.encode(self.prompts.texts)
         return MeteredReward(reward, self.meter, self.machine.micro_batch, role)
+
+    def _cond(self, numbers: torch.Tensor | None) -> torch.Tensor | None:
+        """Prompt numbers where the model computes."""
+        return None if numbers is None else numbers.to(self.machine.device)
 
     def _noise(self, seed: int, n: int) -> Noise:
         from dav_bench.core import Noise
@@ -370,7 +398,8 @@ class _Run:
             began, spent = time.monotonic(), self._spent()
             with self.meter.phase("search"):
                 noise = self._noise(stream(self.spec.seed, "search", r), plan.samples)
-                batch = self.method.search(self.ctx, noise)
+                cond = self._cond(self.prompts.training(plan.samples, stream(self.spec.seed, "prompts", r)))
+                batch = self.method.search(self.ctx, noise, cond)
             with self.meter.phase("fit"):
                 noise = self._noise(stream(self.spec.seed, "fit", r), 1)
                 stats = fit(loss, self.ctx, batch, opt, plan, noise, self._course(r, plan.rounds, spent))
@@ -414,6 +443,8 @@ class _Run:
     def _progress(self, batch: Batch) -> dict[str, float]:
         """Reward and diversity of what the search found, for curves and the progress line."""
         found = {"reward": float(batch.reward.double().nanmedian())}
+        if self.model.domain == "image":  # looking at a picture costs as much as drawing it: `eval.every` does that
+            return found
         samples = self.samples(batch)
         for name in self.task.metrics["diversity"]:
             entry = catalog().get("metrics", name)
@@ -458,7 +489,8 @@ class _Run:
     def _draw(self, searcher: Any, phase: str) -> Batch:
         """The evaluation samples: noise depends on the protocol alone, so methods are compared on the same noise."""
         with self.meter.phase(phase):
-            return searcher(self.ctx, self._eval_noise(int(self.spec.eval["samples"])))
+            n = int(self.spec.eval["samples"])
+            return searcher(self.ctx, self._eval_noise(n), self._cond(self.prompts.evaluation(n)))
 
     def _eval_noise(self, n: int) -> Noise:
         """Seeds of a method that trains nothing are seeds of its sampling; seed 0 shares the noise of the others."""
@@ -469,6 +501,8 @@ class _Run:
     def _evaluate(self, searcher: Any) -> None:
         batch = self._draw(searcher, "sample")
         metrics, columns = self._measure(batch)
+        if self.model.domain == "image":
+            columns["file"] = self._pictures(batch)
         done = int(self.run.metrics()["round"].max() or 0) if self.run.metrics().height else 0  # type: ignore[arg-type]
         self.run.write_samples(columns)
         if not final_metrics(self.run):  # else a kill came after this line; they are the same numbers
@@ -480,12 +514,30 @@ class _Run:
             self.options.listeners,
         )
 
+    def _pictures(self, batch: Batch) -> list[str]:
+        """Writes the pictures, and a sheet of some beside what the pretrained model makes of the same noise."""
+        from dav_bench.core import Rollout
+        from dav_bench.report.pictures import save_grid, save_images
+
+        after = self.samples(batch)
+        n = min(len(after), SHOWN * max(1, len(self.prompts.eval)))
+        with self.meter.phase("eval"):
+            cond = self._cond(self.prompts.evaluation(n))
+            plain = Rollout(keep=False, on="ref")(self.ctx, self._eval_noise(n), cond)
+        folder, prompts = self.run.path / "artifacts", after.prompts or [""] * len(after)
+        save_grid(folder, self.samples(plain).x, after.x[:n], prompts[:n])
+        return save_images(folder / "images", after.x, prompts)
+
     def samples(self, batch: Batch) -> Any:
         """Decoded samples on the CPU."""
+        import torch
+
         from dav_bench.builtin.metrics.base import Samples
 
         process = self.model.process
-        return Samples(self.model.decode(process.clean(process.unpack(batch.states[-1].cpu()))))
+        with torch.no_grad():
+            x = self.model.decode(process.clean(process.unpack(batch.states[-1])))
+        return Samples(x.cpu(), None if batch.cond is None else batch.cond.cpu(), self.prompts.texts)
 
     def _metric_context(self, rewards: dict[str, Any]) -> Any:
         from dav_bench.builtin.metrics.base import MetricContext
@@ -510,9 +562,11 @@ class _Run:
         }
         if samples.sequences is not None:
             columns["sequence"] = samples.sequences
+        if samples.prompts is not None:
+            columns["prompt"] = samples.prompts
         with self.meter.phase("eval"), torch.no_grad():
             if self.spec.heldout and "heldout" in self.spec.rewards:
-                rewards["heldout"] = self._judge(samples.x.to(self.machine.device)).cpu().double().numpy()
+                rewards["heldout"] = self._judge(samples.x.to(self.machine.device), batch.cond).cpu().double().numpy()
             names = {"train": "reward", "heldout": "reward-heldout"}
             metrics = {names[role]: (float(np.median(v)), n) for role, v in rewards.items()}
             columns |= {f"reward.{role}": values for role, values in rewards.items()}

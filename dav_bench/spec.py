@@ -39,6 +39,8 @@ class RunSpec:
     """`steps` and whatever else the task's process takes."""
     rewards: Mapping[str, Any] = field(default_factory=dict)
     """Role (train, heldout) to `use` and settings."""
+    prompts: Mapping[str, Any] = field(default_factory=dict)
+    """`train` and `eval`, the texts themselves, and `repeat`; empty for models that read no text."""
     eval: Mapping[str, Any] = field(default_factory=dict)
     """`samples`, `seed` and `every`: the same for all methods."""
     budget: Mapping[str, Any] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class RunSpec:
     """Training seed."""
 
     def __post_init__(self) -> None:
-        for name in ("params", "model", "sampler", "rewards", "eval", "budget", "search"):
+        for name in ("params", "model", "sampler", "rewards", "prompts", "eval", "budget", "search"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, plain(value))
@@ -96,9 +98,10 @@ class RunSpec:
         return {"identity": IDENTITY_VERSION, **out}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by field, without an absent search."""
+        """Plain values by field, without an absent search or prompts."""
         out = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
-        return out if self.search else {k: v for k, v in out.items() if k != "search"}
+        absent = {name for name in ("search", "prompts") if not getattr(self, name)}
+        return {k: v for k, v in out.items() if k not in absent}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:

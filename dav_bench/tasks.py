@@ -34,6 +34,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "reward": dict,
     "metrics": dict,
     "target": dict,
+    "prompts": dict,
     "sampler": dict,
     "eval": dict,
     "budget": dict,
@@ -45,7 +46,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "assets": list,
     "baselines": list,
 }
-_LAYERED = ("method", "sampler", "eval", "budget", "model", "reward", "search")
+_LAYERED = ("method", "sampler", "eval", "budget", "model", "reward", "search", "prompts")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class TaskSpec:
     """The training reward is the truth (`reward.exact`): nothing is held out and there is no gap."""
     target: Mapping[str, Any] = field(default_factory=dict)
     """`alpha`: temperature of the exact target p(x) exp(r(x) / alpha) / Z of the metrics, the same for all methods."""
+    prompts: Mapping[str, Any] = field(default_factory=dict)
+    """`train` and `eval` (lists, or files in the folder) and `repeat`, for models that read text."""
     metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Role (quality, diversity, natural) to metric names, in the order of the table."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
@@ -113,7 +116,7 @@ class TaskSpec:
     def hash(self) -> str:
         """Hash of what is measured: name, version, model, rewards, metrics and the assets' content.
 
-        Settings of methods, sampler, evaluation and budget are left out: their resolved values are
+        Settings of methods, prompts, sampler, evaluation and budget are left out: their resolved values are
         part of each run's identity.
         """
         measured = {
@@ -165,6 +168,7 @@ def read_task(folder: Path, origin: str = "") -> TaskSpec:
         rewards=rewards,
         exact=data["reward"].get("exact", False),
         target=data.get("target", {}),
+        prompts=data.get("prompts", {}),
         metrics={role: tuple(data.get("metrics", {}).get(role, ())) for role in ROLES},
         sampler=data.get("sampler", {}),
         eval=data.get("eval", {}),

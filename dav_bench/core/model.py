@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -109,6 +109,10 @@ class Model:
     def decode(self, x0: Tensor) -> Tensor:
         """What rewards and metrics are shown: (B, L, V) one-hot sequences, (B, 3, H, W) images in [0, 1]."""
         return x0 if self._decode is None else self._decode(x0)
+
+    def encode(self, texts: Sequence[str]) -> None:
+        """Told once which prompts conditions number, by models that read text."""
+        raise NotImplementedError(f"{self.name} reads no text")
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Stored states as the network reads them, in its dtype."""

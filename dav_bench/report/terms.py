@@ -187,6 +187,8 @@ def compared(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a specification that must agree between comparable rows."""
     held = {key: spec.get(key) for key in COMPARED}
     held["eval"] = {k: v for k, v in (held["eval"] or {}).items() if k != "every"}  # how often it is watched
+    if spec.get("prompts"):
+        held["prompts"] = spec["prompts"]
     return held
 
 
@@ -255,8 +257,8 @@ def _settable(spec: RunSpec) -> dict[str, Any]:
         for part in ("searcher", "trainer"):
             found |= flat(held["params"][part]["params"], part)
         found |= flat(held["params"].get("training", {}), "training")
-    for section in ("model", "sampler", "eval", "budget"):
-        found |= flat(held[section], section)
+    for section in ("model", "sampler", "eval", "budget", "prompts"):
+        found |= flat(held.get(section, {}), section)
     for role, reward in held["rewards"].items():
         found |= flat({k: v for k, v in reward.items() if k not in ("sha256", "text")}, f"reward.{role}")
     return found | flat((spec.search or {}).get("params", {}), "search")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +26,19 @@ class Samples:
     """The samples that are measured."""
 
     x: Tensor
-    """(n, L, V) one-hot, on the CPU; images are (n, 3, H, W), vectors (n, d)."""
+    """(n, L, V) one-hot, on the CPU; images are (n, 3, H, W) in [0, 1], vectors (n, d)."""
+    cond: Tensor | None = None
+    """(n,) number of each sample's prompt in `texts`."""
+    texts: Sequence[str] = ()
+    """The prompts of the run."""
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @cached_property
+    def prompts(self) -> list[str] | None:
+        """The prompt of each sample; None where there are none."""
+        return None if self.cond is None else [self.texts[k] for k in self.cond.tolist()]
 
     @cached_property
     def ids(self) -> Tensor:
