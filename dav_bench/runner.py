@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dav_bench import build
 from dav_bench.env import environment
-from dav_bench.errors import DavBenchError, ExitCode
+from dav_bench.errors import DavBenchError, ExitCode, OutOfTime
 from dav_bench.events import RoundFinished, RunFinished, RunStarted, SamplesReady
 from dav_bench.files import DiskFull
 from dav_bench.plan import UNTIL_SPENT
@@ -138,6 +138,9 @@ def execute(spec: RunSpec, options: Options) -> RunDir:
         except KeyboardInterrupt:
             status, error = "interrupted", "stopped by the user; the same command resumes it"
             raise
+        except OutOfTime as err:
+            status, error = "timeout", str(err)
+            run.log(f"{status}: {error}")
         except Exception as err:
             status, error = _diagnose(err)
             run.log(f"{status}: {error}")
@@ -374,7 +377,8 @@ class _Run:
 
     def _put(self, weights: Mapping[str, torch.Tensor], refusal: str) -> None:
         own = self.model.trainable()
-        if set(weights) != {*own, *(name for name in self._weights() if "/" in name)}:
+        kept = {f"{key}/{name}" for key, module in self.ctx.modules.items() for name in module.state_dict()}
+        if set(weights) != own.keys() | kept:
             raise DavBenchError(refusal, fix="repeat its run with --fresh")
         for name, parameter in own.items():
             parameter.data.copy_(weights[name])

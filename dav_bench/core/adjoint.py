@@ -58,7 +58,7 @@ def lean_adjoints(
             steps.append((step.mean.detach(), step.std, step.x0.detach()))  # type: ignore[union-attr]
         before = torch.cat(befores) if back else after
         if back:
-            ctx.meter.count("backward", len(x))
+            ctx.reference.count("backward", len(x))
         yield i, GaussianStep(*(torch.cat(part) for part in zip(*steps, strict=True))), after, before
         after = _finite("the adjoint", before)
 

@@ -56,7 +56,7 @@ def gradient(
         if mean.requires_grad:  # a constant has no gradient: DDPO's clipped ratios, for example
             mean.backward()
         if batch.unit == "step" and loss.trains_policy:  # losses that run whole trajectories count their own rows
-            ctx.meter.count("backward", len(live[c]))
+            ctx.policy.count("backward", len(live[c]))
         total += float(mean.detach())
     return total
 

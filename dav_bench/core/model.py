@@ -16,9 +16,7 @@ from .process import Process
 from .protocols import NonFinite, Reward
 from .steps import Step
 
-STEP = frozenset(
-    {"sample", "step", "step.log_prob", "step.rsample", "step.tilt", "step.kl", "corrupt", "reference"}
-)
+STEP = frozenset({"sample", "step", "step.rsample", "corrupt", "reference"})
 
 
 def chunks(n: int, size: int | None) -> Iterator[slice]:
@@ -32,7 +30,9 @@ class Model:
     """Network + process + codec.
 
     `network(x, t[, cond])` predicts from states x (B, ...) at times t (B,).  With `network.time_input` False the
-    prediction depends on the state alone, so equal states share one row.
+    prediction depends on the state alone, so equal states share one row.  A network that computes several rows for
+    each state says so as `network.rows` (classifier-free guidance: 2), one whose pretrained self is itself without
+    its adapters gives that as `network.reference()`.
     """
 
     def __init__(
@@ -70,11 +70,16 @@ class Model:
 
     @property
     def provides(self) -> frozenset[str]:
-        if self.process.kind != "gaussian":
-            return STEP | {"tokens"} if self.process.kind == "masked" else STEP
-        eta = getattr(self.process, "eta", 1.0)
-        lost = {"step.log_prob", "step.tilt", "step.kl"} if eta == 0 else set()
-        return (STEP - lost) | {"continuous"} | ({"step.memoryless"} if eta == 1 else set())
+        return STEP | self.process.provides
+
+    @property
+    def rows(self) -> int:
+        """Rows that the network computes for each state, what it is counted as."""
+        return int(getattr(self.network, "rows", 1))
+
+    def count(self, what: str, states: int) -> None:
+        """Counts network rows, forward, backward or shared, of so many states."""
+        self.meter.count(what, states * self.rows)
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Model:
         """bfloat16 means autocast: weights and states stay float32."""
@@ -83,8 +88,9 @@ class Model:
         return self
 
     def attach(self, meter: Meter, micro_batch: int | None = None) -> Model:
-        """Counts on `meter`, in network calls of at most `micro_batch` rows."""
-        self.meter, self.micro_batch = meter, micro_batch
+        """Counts on `meter`, in network calls of at most `micro_batch` rows, but of one state at least."""
+        self.meter = meter
+        self.micro_batch = None if micro_batch is None else max(1, micro_batch // self.rows)
         return self
 
     # ---- the step distribution
@@ -99,7 +105,7 @@ class Model:
                 self.network(x[c], t[c]) if cond is None else self.network(x[c], t[c], cond[c])
                 for c in chunks(len(x), self.micro_batch)
             ]
-        self.meter.count("forward", len(x))
+        self.count("forward", len(x))
         return torch.cat(parts).to(x.dtype)
 
     def step(self, x: Tensor, i: int | Tensor, cond: Tensor | None = None) -> Step:
@@ -120,10 +126,12 @@ class Model:
 
     # ---- training
     def reference(self) -> Model:
-        """The pretrained model: a frozen copy taken on the first call, before any training."""
+        """The pretrained model: the network without its adapters where it has some, else a frozen copy, which is
+        taken on the first call, before any training."""
         if self._reference is None:
             twin = copy.copy(self)
-            twin.network = copy.deepcopy(self.network).requires_grad_(False).eval()
+            view = getattr(self.network, "reference", lambda: None)()
+            twin.network = view or copy.deepcopy(self.network).requires_grad_(False).eval()
             twin._reference = twin
             self._reference = twin
         self._reference.meter, self._reference.micro_batch = self.meter, self.micro_batch
@@ -137,6 +145,8 @@ class Model:
         return twin
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        if self is self._reference:  # which may share its parameters with the policy
+            return {}
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
 

@@ -58,9 +58,8 @@ class _World:
 def look(world: _World, value: Value, parents: Known | None, x: Tensor, i: int, score: bool) -> Seen:
     """Predictions of the states x at i > 0, and their values if `score`."""
     ctx, model, noise, cond = world.ctx, world.model, world.noise, world.cond
-    known = evaluate(ctx, model, parents, x, i, noise.fold(i, _VALUE), value if score else None, cond)
-    if known.pred is None:  # a value that needs no prediction; the step does
-        known = replace(known, pred=evaluate(ctx, model, parents, x, i, noise, cond=cond).pred)
+    asked = value if score else None
+    known = evaluate(ctx, model, parents, x, i, noise.fold(i, _VALUE), asked, cond, steps=True)
     return Seen(known.x, known.pred, known.value)
 
 

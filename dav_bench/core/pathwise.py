@@ -143,7 +143,7 @@ class Pathwise(Loss):
     ) -> tuple[Tensor, Tensor]:
         pulled = bool(self.kl) and (live or self.kl_steps == "all")
         if live or pulled:
-            ctx.meter.count("backward", len(x) * (2 if pulled and x.requires_grad else 1))
+            ctx.policy.count("backward", len(x) * (2 if pulled and x.requires_grad else 1))
         if not (live and self.checkpoint):
             return self._leap(ctx, x, i, keys, cond, live)
         with set_checkpoint_early_stop(False):  # else the rows computed again might not reach the meter

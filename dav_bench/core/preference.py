@@ -212,9 +212,9 @@ class Preference(Loss):
         rows = (x != y).flatten(1).any(1).nonzero()[:, 0]
         many = None if cond is None else torch.cat([cond, cond[rows]])
         pred = model.predict(torch.cat([x, y[rows]]), torch.cat([i, i[rows]]), many)
-        model.meter.count("shared", len(y) - len(rows))
+        model.count("shared", len(y) - len(rows))
         if torch.is_grad_enabled():
-            model.meter.count("backward", len(pred))
+            model.count("backward", len(pred))
         first = pred[: len(x)]
         second = first.index_copy(0, rows, pred[len(x) :])
         if fresh is None:

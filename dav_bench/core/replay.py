@@ -42,9 +42,7 @@ def replay(ctx: Context, model: Model, batch: Batch, value: Value | None = None)
     here: Known | None = None
     preds, values, steps = [], [], []
     for x, i in zip(states[:-1], range(T, 0, -1), strict=True):
-        here = evaluate(ctx, model, here, x, i, noise.fold(i, _VALUE), value, batch.cond)
-        if here.pred is None:  # a value that needed no prediction
-            here = Known(x, evaluate(ctx, model, None, x, i, noise, cond=batch.cond).pred, here.value)
+        here = evaluate(ctx, model, here, x, i, noise.fold(i, _VALUE), value, batch.cond, steps=True)
         preds.append(here.pred)
         values.append(here.value)
         steps.append(here.step(model, i))

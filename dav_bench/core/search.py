@@ -81,9 +81,11 @@ def _table(
 
 def evaluate(
     ctx: Context, model: Model, parents: Known | None, kids: Tensor, i: int, noise: Noise,
-    value: Value | None = None, cond: Tensor | None = None,
+    value: Value | None = None, cond: Tensor | None = None, steps: bool = False,
 ) -> Known:  # fmt: skip
     """What is needed of the states `kids` at i: predictions (not at i = 0) and, given `value`, their values.
+
+    A value that needs no prediction leaves it out, unless all of these states take a step next (`steps`).
 
     Where the prediction depends on the state alone (`model.shares`), equal children are computed once and a
     child that equals a parent takes what the parent has: a fifth of all rows at 128 steps of 200 tokens.
@@ -107,9 +109,9 @@ def evaluate(
         rows = first[groups]
         return model.predict(pool[rows], i, conditions(rows))
 
-    if i > 0 and (value is None or value.uses_prediction):
+    if i > 0 and (value is None or value.uses_prediction or steps):
         preds, computed = _table(held.pred, first, base, wanted, predict)
-        model.meter.count("shared", len(kids) - computed)
+        model.count("shared", len(kids) - computed)
         pred = preds[mine]
     if value is None:
         return Known(kids, pred)
@@ -154,9 +156,7 @@ class Rollout:
         x = model.process.prior(noise.fold(_PRIOR), dtype=model.dtype)
         states, chosen, values = [model.process.pack(x)], [], []
         for i in range(model.process.T, 0, -1):
-            here = evaluate(ctx, model, here, x, i, noise.fold(i, _VALUE), self.value, cond)
-            if here.pred is None:  # a value that needed no prediction
-                here = Known(x, evaluate(ctx, model, None, x, i, noise, cond=cond).pred, here.value)
+            here = evaluate(ctx, model, here, x, i, noise.fold(i, _VALUE), self.value, cond, steps=True)
             step = here.step(model, i)
             x = step.sample(noise.fold(i, _CHILD))
             if self.log_prob:
@@ -233,8 +233,8 @@ class TreeSearch:
         first, group = torch.arange(len(parents.x)), None
         if model.shares and cond is None and self.value.grad_by_state:
             first, group = distinct(model.process.pack(parents.x))
-            for what in ("shared", "reward_shared"):
-                ctx.meter.count(what, len(parents.x) - len(first))
+            model.count("shared", len(parents.x) - len(first))
+            ctx.meter.count("reward_shared", len(parents.x) - len(first))
         part = None if cond is None else cond[first]
         g, pred = self.value.grad(ctx, model, parents.x[first], i, noise[first].fold(i, _GUIDE), part)
         if not g.isfinite().all():
@@ -252,7 +252,7 @@ class TreeSearch:
         p, q = self._proposal(ctx, model, parents, i, noise, cond)
         if not q.stochastic:  # equal children are one
             ctx.meter.count("reward_shared", B * (width - 1) if self.value.uses_prediction else 0)
-            ctx.meter.count("shared", B * (width - 1) if i > 1 and self.value.uses_prediction else 0)
+            model.count("shared", B * (width - 1) if i > 1 and self.value.uses_prediction else 0)
             width = 1
         rows = torch.arange(B, device=parents.x.device).repeat_interleave(width)
         children = noise.fold(i, _CHILD).repeat(width)

@@ -99,7 +99,7 @@ class Stein(Loss):
         for i in range(model.process.T, 0, -1):
             x = model.step(x, i, cond).rsample(keys.fold(i, _CHILD))
             if torch.is_grad_enabled():
-                model.meter.count("backward", len(x))
+                model.count("backward", len(x))
         return x
 
     def embed(self, ctx: Context, x: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class PosteriorMean:
             grads.append(g)
             preds.append(pred.detach())
             values.append(value.detach())
-        ctx.meter.count("backward", len(x))
+        model.count("backward", len(x))
         ctx.meter.count("reward_backward", len(x))
         total = torch.cat(grads)
         total = total / len(x) if self.batch == "mean" else total
