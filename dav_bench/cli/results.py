@@ -91,9 +91,12 @@ def show(
     if facts["search"]:
         noticed = [(k, f"{v:.4g}") for k, v in facts["search"].items()]
         render.table(("what", "value"), noticed, "what the search of the samples noticed")
-    phases = [(name, *(f"{v:,.6g}" for v in counts.values())) for name, counts in facts["meter"].items()]
+    counted = list(dict.fromkeys(what for counts in facts["meter"].values() for what in counts))
+    phases = [
+        (name, *(f"{counts.get(what, 0):,.6g}" for what in counted)) for name, counts in facts["meter"].items()
+    ]
     if phases:
-        render.table(("phase", *next(iter(facts["meter"].values()))), phases, "cost")
+        render.table(("phase", *counted), phases, "cost")
     render.table(("setting", "value"), facts["settings"].items(), "specification")
     render.table(("file", "bytes"), [(f, f"{n:,}") for f, n in facts["files"].items()], "files")
     typer.echo(f"command: {facts['command']}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 COUNTS = ("forward", "backward", "shared", "reward", "reward_backward", "reward_shared")
+"""What every phase counts; `value` and `value_backward`, rows of a learned look-ahead value, where there is one."""
 
 
 class Meter:
@@ -25,7 +26,8 @@ class Meter:
         self._phase = "other"
 
     def count(self, what: str, rows: int) -> None:
-        self.phases[self._phase][what] += int(rows)
+        counts = self.phases[self._phase]
+        counts[what] = counts.get(what, 0) + int(rows)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -38,7 +40,7 @@ class Meter:
             self._phase = outer
 
     def total(self, what: str, *phases: str) -> float:
-        return sum(counts[what] for name, counts in self.phases.items() if not phases or name in phases)
+        return sum(counts.get(what, 0) for name, counts in self.phases.items() if not phases or name in phases)
 
     def cost(self, *phases: str) -> float:
         """Network rows forward + 2 * backward."""

@@ -59,7 +59,7 @@ class PosteriorMean:
         cond: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         if i == 0:
-            return ctx.reward(model.decode(model.process.clean(x)), cond)
+            return ctx.score(model, model.process.clean(x), cond)
         if pred is None:
             raise ValueError("the posterior mean needs the prediction at x_i")
         step = model.process.step(pred, x, i)
@@ -67,7 +67,7 @@ class PosteriorMean:
             x0 = step.clean(noise)
         else:
             x0 = step.x0 if self.lookahead == "mean" else step.mode
-        return ctx.reward(model.decode(x0), cond)
+        return ctx.score(model, x0, cond)
 
     def _relaxed(self, step: Step, noise: Noise) -> Tensor:
         """Differentiable clean prediction."""
@@ -103,9 +103,7 @@ class PosteriorMean:
             state = x[c].detach().requires_grad_(True)
             part = None if cond is None else cond[c]
             pred = model.predict(state, i, part)
-            value = ctx.reward(
-                model.decode(self._relaxed(model.process.step(pred, state, i), noise[c])), part
-            )
+            value = ctx.score(model, self._relaxed(model.process.step(pred, state, i), noise[c]), part)
             (g,) = torch.autograd.grad(value.sum(), state)
             grads.append(g)
             preds.append(pred.detach())
@@ -184,7 +182,7 @@ class KRollout:
         cond: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         if i == 0:
-            return ctx.reward(model.decode(model.process.clean(x)), cond)
+            return ctx.score(model, model.process.clean(x), cond)
         if pred is None:
             raise ValueError("rollouts start from the prediction at x_i")
         many, rows = noise.repeat(self.k), torch.arange(len(x), device=x.device).repeat_interleave(self.k)
@@ -197,7 +195,7 @@ class KRollout:
             for j in range(i - 1, 0, -1):
                 state = model.step(state, j, each).sample(many.fold(j))
             x0 = model.process.clean(state)
-        rewards = ctx.reward(model.decode(x0), each).view(len(x), self.k)
+        rewards = ctx.score(model, x0, each).view(len(x), self.k)
         if self.alpha is None:
             return rewards.mean(1)
         return self.alpha * ((rewards / self.alpha).logsumexp(1) - math.log(self.k))
@@ -263,6 +261,9 @@ class Learned:
 
     def _value(self, ctx: Context, model: Model, x: Tensor, i: int | Tensor) -> Tensor:
         network, t = ctx.modules.get("value") or self.module(model), model.process.time(i, x)
+        ctx.meter.count("value", len(x))
+        if torch.is_grad_enabled():  # every value made with a graph is differentiated
+            ctx.meter.count("value_backward", len(x))
         return torch.cat([network(x[c], t[c]) for c in chunks(len(x), model.micro_batch)])
 
     def __call__(
@@ -270,7 +271,7 @@ class Learned:
         cond: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         if i == 0:
-            return ctx.reward(model.decode(model.process.clean(x)), cond)
+            return ctx.score(model, model.process.clean(x), cond)
         with torch.no_grad():
             return self._value(ctx, model, x, i)
 

@@ -96,3 +96,19 @@ def test_svdd_mc_costs_no_row_of_the_policy_to_fit():
     assert all(torch.equal(p, before[name]) for name, p in ctx.policy.trainable().items())
     assert value.network is ctx.modules["value"]
     assert value.network.head[-1].weight.abs().sum() > 0, "the value itself was fitted"
+
+
+def test_rows_of_the_value_are_counted_apart_from_those_of_the_model():
+    ctx = setting("random")
+    value = Learned()
+    loss = ValueRegression(value)
+    ctx.modules = loss.modules(ctx)
+    batch = Rollout()(ctx, Noise.of(0, 10))
+    before = ctx.meter.cost()
+    training = Training(updates=2, minibatch=15)
+    fit(loss, ctx, batch, optimizer(parameters(ctx), training, ctx.modules), training, Noise.of(1, 1))
+    assert ctx.meter.total("value") == ctx.meter.total("value_backward") == 10 * 3 * 2
+    assert ctx.meter.cost() == before
+    TreeSearch(4, 0.1, value=value)(ctx, Noise.of(2, 10))
+    assert ctx.meter.total("value") == 60 + 10 * 4 * 2, "four children at each of two steps; at the last, the reward"
+    assert ctx.meter.total("value_backward") == 60
