@@ -38,6 +38,13 @@ class DavBenchError(Exception):
         return "\n  ".join(lines)
 
 
+class OutOfTime(BaseException):
+    """The alarm of `--timeout`: like Ctrl-C it passes every `except Exception` on its way."""
+
+    def __str__(self) -> str:
+        return "its time was over (--timeout); the same command goes on from its last checkpoint"
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?`, or the known names when none is close, to append to a message."""
     from difflib import get_close_matches

@@ -74,13 +74,15 @@ class RunFinished:
     run_dir: Path
     """Where its files lie."""
     status: str
-    """done | failed | oom | nan | disk | interrupted."""
+    """done | failed | oom | timeout | nan | disk | interrupted."""
     error: str = ""
     """Message of what went wrong, empty when done."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Final metrics by name."""
     seconds: float = 0.0
     """Seconds since the run (or its resumption) began."""
+    warnings: tuple[str, ...] = ()
+    """What a reader of the numbers should know, such as a budget smaller than one round."""
 
 
 Event = RunStarted | RoundFinished | SamplesReady | RunFinished

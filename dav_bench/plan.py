@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 from dav_bench.config import Layer, Resolved, resolve, settings_of
 from dav_bench.errors import DavBenchError, near, problems
+from dav_bench.known import board
 from dav_bench.layers import FIXED, task_layers
 from dav_bench.prompts import PromptSettings, resolved
 from dav_bench.registry import Catalog, Entry, active
 from dav_bench.spec import RunSpec
 from dav_bench.tasks import TaskSpec, check_task
 
-Status = Literal["new", "cached", "resumable", "skip"]
+Status = Literal["new", "published", "cached", "resumable", "skip"]
 
 UNTIL_SPENT = 1_000_000
 """Rounds of a training run that its budget ends."""
@@ -97,7 +98,7 @@ class PlannedRun:
     task: TaskSpec
     """The task it belongs to."""
     status: Status
-    """new | cached | resumable | skip."""
+    """new | published (in the committed board, not here) | cached | resumable | skip."""
     path: Path
     """Its run directory, whether it exists or not."""
     reason: str = ""
@@ -394,7 +395,7 @@ class _Composer:
         reason, fix = self._misfit(spec, entry, params)
         status: Status = "skip"
         if not reason:
-            status, reason = on_disk(path, fresh)
+            status, reason = state(spec, out, fresh)
         return PlannedRun(spec, self.task, status, path, reason, fix, base, self.sources)
 
     def _misfit(self, spec: RunSpec, entry: Entry, params: Mapping[str, Any]) -> tuple[str, str]:
@@ -524,6 +525,15 @@ def _explain(
         return why, "--reward-wrap nes"
     instead = (_INSTEAD[name] for name in missing if name in _INSTEAD)
     return why, next(instead, "dav-bench list methods --fits {task}").format(task=task)
+
+
+def state(spec: RunSpec, out: Path, fresh: bool) -> tuple[Status, str]:
+    """What there is of a run: in its directory, or else in the committed board, which holds its identity."""
+    status, reason = on_disk(out / spec.dirname, fresh)
+    if (status, reason) != ("new", "") or fresh:
+        return status, reason
+    held = board(out, spec.task)
+    return ("published", "") if spec.identity in held.runs else ("new", held.problem)
 
 
 def on_disk(path: Path, fresh: bool) -> tuple[Status, str]:

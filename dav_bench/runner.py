@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ TRAIN_PHASES = ("search", "fit")
 """Phases whose cost is training; `sample` is what a sample costs and `eval` what measuring costs."""
 
 
+OVERSHOOT = 1.1
+"""Share of a budget above which its training is said to have gone beyond it."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How runs are executed: recorded with each run, no part of its identity."""
@@ -51,6 +56,8 @@ class Options:
     """Most network rows computed at once; None is automatic."""
     fresh: bool = False
     """Rerun what is finished, and discard what an unfinished run left."""
+    deterministic: bool = False
+    """An operation that has no reproducible implementation is an error; off, it warns on CUDA."""
     listeners: tuple[Any, ...] = ()
     """Objects with life hooks, told of this command's runs only: a progress display."""
 
@@ -63,6 +70,7 @@ class Machine:
     dtype: str
     threads: int
     micro_batch: int
+    deterministic: bool = False
 
     @classmethod
     def choose(cls, options: Options, stored: Mapping[str, Any]) -> Machine:
@@ -94,12 +102,11 @@ class Machine:
                 f"unknown dtype '{dtype}'.", "Known: float32, float64, bfloat16.", "--dtype auto"
             )
         threads = options.threads or torch.get_num_threads()
-        chosen = cls(
-            device, dtype, threads, options.micro_batch or (2048 if device.startswith("cuda") else 256)
-        )
+        micro_batch = options.micro_batch or (2048 if device.startswith("cuda") else 256)
+        chosen = cls(device, dtype, threads, micro_batch, options.deterministic)
         if not stored:
             return chosen
-        kept = cls(**{name: stored[name] for name in ("device", "dtype", "threads", "micro_batch")})
+        kept = cls(**{f.name: stored.get(f.name, f.default) for f in fields(cls)})
         if kept.device.startswith("cuda") and not cuda:
             raise DavBenchError(
                 "this run was begun on a GPU and there is none here.",
@@ -112,10 +119,13 @@ class Machine:
         import torch
 
         torch.set_num_threads(self.threads)
-        if self.device.startswith("cuda"):
+        cuda = self.device.startswith("cuda")
+        if cuda:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
+        wanted = self.deterministic or cuda
+        if wanted or torch.are_deterministic_algorithms_enabled():  # a call imports a compiler, even to leave it off
+            torch.use_deterministic_algorithms(wanted, warn_only=not self.deterministic)
 
 
 def execute(spec: RunSpec, options: Options) -> RunDir:
@@ -153,7 +163,8 @@ def execute(spec: RunSpec, options: Options) -> RunDir:
             if status == "done":  # only now: a kill before this line resumes from it
                 run.drop_checkpoint()
             run.event("run_finished", status=status, error=error)
-            event = RunFinished(spec, run.path, status, error, final_metrics(run), time.monotonic() - start)
+            took, warnings = time.monotonic() - start, tuple(run.meta.get("warnings", ()))
+            event = RunFinished(spec, run.path, status, error, final_metrics(run), took, warnings)
             emit(event, options.listeners)
     return run
 
@@ -427,6 +438,18 @@ class _Run:
             share = 1.0 if ended else max(r / plan.rounds, self._spent())
             emit(RoundFinished(self.spec, r, plan.rounds, shown, *so_far, share), self.options.listeners)
             self.run.event("round_finished", round=r, **{k: float(v) for k, v in stats.items()})
+        self._warn_of_overshoot()
+
+    def _warn_of_overshoot(self) -> None:
+        """Say where rounds, which are never cut, carried training beyond its budget."""
+        spent, rounds = self._spent(), int(self.run.metrics()["round"].max() or 0)  # type: ignore[arg-type]
+        if spent <= OVERSHOOT:
+            return
+        way_out = f"fewer samples a round keep to it (--set {self.spec.method}.samples=...)"
+        what = "its only round: the budget is smaller than one" if rounds == 1 else f"{rounds} whole rounds"
+        warning = f"training spent {100 * spent:.0f} % of its budget in {what}; {way_out}"
+        self.run.update(warnings=[warning])
+        self.run.log(f"warning: {warning}")
 
     def _spent(self) -> float:
         """Share of the training budget that is spent, by earlier processes too; 0 without a budget."""
@@ -574,7 +597,7 @@ class _Run:
             names = {"train": "reward", "heldout": "reward-heldout"}
             metrics = {names[role]: (float(np.median(v)), n) for role, v in rewards.items()}
             columns |= {f"reward.{role}": values for role, values in rewards.items()}
-            ctx = self._metric_context(rewards)
+            ctx, count = self._metric_context(rewards), Counter(samples.prompts)
             for role in ROLES:
                 for name in self.task.metrics[role]:
                     entry = catalog().find("metrics", name)
@@ -586,6 +609,9 @@ class _Run:
                     if entry.unit == "sample":
                         columns[f"metric.{name}"] = value
                         value = np.mean(value) if entry.reduce == "mean" else np.median(value)
+                    if isinstance(value, Mapping):  # the metric itself has no name, its parts are those of prompts
+                        metrics |= {f"{name}/{part}": (v, count.get(part, n)) for part, v in value.items() if part}
+                        value = value[""]
                     metrics[name] = (float(value), n)
         return metrics, columns
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import polars as pl
     import torch
 
-STATUSES = ("running", "done", "failed", "oom", "nan", "disk", "interrupted")
+STATUSES = ("running", "done", "failed", "oom", "timeout", "nan", "disk", "interrupted")
 """What run.json may say; readers derive "killed" from "running" without an owner."""
 
 HEARTBEAT = 30.0
@@ -62,6 +62,10 @@ _RESERVE = 1 << 16  # bytes set aside in each run, so that a full disk can still
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Busy(DavBenchError):
+    """Another live process writes the run."""
 
 
 class RunDir:
@@ -116,6 +120,24 @@ class RunDir:
         check_schema(run.meta.get("schema"), run.path / "run.json")
         return run
 
+    @classmethod
+    def bury(cls, path: Path | str, status: str, error: str) -> RunDir | None:
+        """Record how a run ended whose process is gone and could not: `status`, unless it had said an end itself.
+
+        None where there is no run, or another process goes on with it; "killed" needs no record.
+        """
+        try:
+            run = cls.open(path)
+            run._own()
+        except DavBenchError:
+            return None
+        with run:
+            if run.meta["status"] == "running" and status in STATUSES:
+                run.update(status=status, error=error)
+                run.log(f"{status}: {error}")
+                run.event("run_finished", status=status, error=error)
+        return run
+
     def close(self) -> None:
         """Stop the heartbeat and give the run back; harmless when repeated."""
         self._stop.set()
@@ -149,11 +171,11 @@ class RunDir:
             self.close()
             raise self._busy()
 
-    def _busy(self) -> DavBenchError:
+    def _busy(self) -> Busy:
         meta: dict[str, Any] = {}
         with suppress(DavBenchError):
             meta = self.meta
-        return DavBenchError(
+        return Busy(
             f"run {self.path.name} is being written by another process.",
             f"Process {meta.get('pid', '?')} on {meta.get('host', '?')} owns {self.path}.",
             "wait for it, stop it, or change a setting or the seed: that makes a run of its own",

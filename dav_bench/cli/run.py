@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dav_bench.errors import DavBenchError, ExitCode
+from dav_bench.errors import DavBenchError, ExitCode, near, problems
+from dav_bench.launch import Limits, Outcome, launch, seconds, size
 from dav_bench.plan import PlannedRun, Request, plan
+from dav_bench.suites import Suite, find_suite
 
 if TYPE_CHECKING:
     from dav_bench.runner import Options
@@ -48,11 +49,25 @@ def run(
             help="What training may spend: cost=20000 (rows forward + 2 x backward), reward=5000 or seconds=60."
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A named grid, such as core; --task and --method pick from it."),
+    ] = None,
     spec: Annotated[Path | None, typer.Option(help="Rerun a spec.toml, and nothing else.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each in a process of its own.")] = 1,
+    timeout: Annotated[str | None, typer.Option(help="Longest time of a run: 2h, 90m, 45s.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Most resident memory of a run: 8GB, 500MB (Linux).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...; cuda:0,cuda:1 for --jobs.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float64 or bfloat16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each run; --jobs share the cores without.")
+    ] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Most network rows at once.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Fail rather than compute what may differ next time.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Rerun what is finished.")] = False,
     tracker: Annotated[
         _Names | None, typer.Option(help="Trackers told of each run, comma-separated.")
@@ -64,8 +79,18 @@ def run(
     """Run methods on tasks, or reuse what is finished."""
     from dav_bench.cli import render
 
+    limits = _limits(timeout, memory)
     if spec is not None:
         runs = [planned_from_spec(spec, out, fresh)]
+    elif suite is not None:
+        _refuse_with_suite(
+            seeds=seeds != "0", set=set_, config=config, preset=preset, search=search != "auto", searcher=searcher,
+            trainer=trainer, reward=reward, reward_wrap=reward_wrap, no_heldout=not heldout, budget=budget,
+            no_baselines=not baselines,
+        )  # fmt: skip
+        chosen = find_suite(suite)
+        runs = planned_suite(chosen, tasks=names(task), methods=names(method), out=out, fresh=fresh)
+        threads = threads or chosen.threads
     else:
         runs = planned(
             methods=names(method), tasks=names(task), seeds=seed_list(seeds), sets=set_ or [], config=config,
@@ -77,16 +102,37 @@ def run(
     shown = {r.task.name for r in runs}
     render.notice(n for n in all_tasks().notices if any(f"task {name!r} " in n for name in shown))
     if dry_run:
-        render.emit_json(render.plan_json(runs)) if json else render.plan_table(runs)
+        from dav_bench.known import expected
+
+        costs = expected(runs, out)
+        render.emit_json(render.plan_json(runs, costs)) if json else render.plan_table(runs, costs, jobs)
         raise typer.Exit(ExitCode.OK if _possible(runs) else ExitCode.INCOMPATIBLE)
     from dav_bench.plugins import catalog
     from dav_bench.runner import Options
 
+    chosen_trackers = names(tracker)
+    for name in chosen_trackers:
+        catalog().get("trackers", name)
     options = Options(
         out=out, device=device, dtype=dtype, threads=threads, micro_batch=micro_batch, fresh=fresh,
-        listeners=tuple(catalog().get("trackers", name).build() for name in names(tracker)),
+        deterministic=deterministic,
     )  # fmt: skip
-    raise typer.Exit(go(runs, options, json))
+    raise typer.Exit(go(runs, options, json, jobs=jobs, limits=limits, trackers=chosen_trackers))
+
+
+def _limits(timeout: str | None, memory: str | None) -> Limits:
+    return Limits(seconds(timeout) if timeout else None, size(memory) if memory else None)
+
+
+def _refuse_with_suite(**given: Any) -> None:
+    """A suite states what decides its numbers; only --task, --method and how it is executed are left to say."""
+    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if wrong:
+        raise DavBenchError(
+            f"--suite does not go with {', '.join(wrong)}.",
+            "A suite states its own settings; --task and --method pick from it.",
+            "name methods and tasks without --suite, or write a suite of your own in ./tasks/suites.toml",
+        )
 
 
 def planned(
@@ -124,9 +170,34 @@ def planned(
     return list(runs.values())
 
 
+def planned_suite(
+    suite: Suite, *, tasks: Sequence[str] = (), methods: Sequence[str] = (), out: Path = Path("results"),
+    fresh: bool = False,
+) -> list[PlannedRun]:  # fmt: skip
+    """The runs of a suite, or those of some of its tasks and methods (baselines of a chosen task stay)."""
+    runs: dict[str, PlannedRun] = {}
+    for grid in suite.grids:
+        chosen = [name for name in grid.task if not tasks or name in tasks]
+        if not chosen:
+            continue
+        for one in planned(
+            methods=grid.method, tasks=chosen, seeds=seed_list(grid.seeds), sets=grid.set, preset=grid.preset,
+            search=grid.search, pair=_pair(grid.searcher, grid.trainer), reward=grid.reward, wrap=grid.reward_wrap,
+            heldout=grid.heldout, baselines=grid.baselines, budget=grid.budget, out=out, fresh=fresh,
+        ):  # fmt: skip
+            if not methods or one.spec.method in {*methods, *one.task.baselines}:
+                runs.setdefault(one.spec.identity, one)
+    lacking = [f"task {name!r}{near(name, suite.tasks)}" for name in tasks if name not in suite.tasks]
+    held = {run.spec.method for run in runs.values()}
+    lacking += [f"method {name!r}{near(name, held)}" for name in methods if name not in held]
+    if lacking:
+        raise problems(f"suite {suite.name!r} does not have all of this.", lacking)
+    return list(runs.values())
+
+
 def planned_from_spec(path: Path, out: Path, fresh: bool) -> PlannedRun:
     """The run of a `spec.toml`; refused where the task has changed since."""
-    from dav_bench.plan import on_disk
+    from dav_bench.plan import state
     from dav_bench.spec import RunSpec
     from dav_bench.tasks import find_task
 
@@ -141,18 +212,20 @@ def planned_from_spec(path: Path, out: Path, fresh: bool) -> PlannedRun:
             f"Its hash was {spec.task_hash} (version {spec.task_version}), now {task.hash} (version {task.version}).",
             "plan it anew with --method and --task",
         )
-    status, reason = on_disk(out / spec.dirname, fresh)
+    status, reason = state(spec, out, fresh)
     return PlannedRun(
         spec, task, status, out / spec.dirname, reason, base=spec.base() if spec.search else None
     )
 
 
-def go(runs: Sequence[PlannedRun], options: Options, json: bool = False) -> int:
+def go(
+    runs: Sequence[PlannedRun], options: Options, json: bool = False, *, jobs: int = 1,
+    limits: Limits | None = None, trackers: Sequence[str] = (),
+) -> int:  # fmt: skip
     """Execute a plan and report; returns the exit code."""
     from dataclasses import replace
 
     from dav_bench.cli import render
-    from dav_bench.runner import execute
 
     for skipped in (r for r in runs if r.status == "skip"):
         fix = f"; try {skipped.fix}" if skipped.fix else ""
@@ -160,24 +233,20 @@ def go(runs: Sequence[PlannedRun], options: Options, json: bool = False) -> int:
     if not _possible(runs):
         return ExitCode.INCOMPATIBLE
     todo = [r for r in runs if r.status != "skip"]
-    outcomes: dict[Path, str] = {}
-    with render.Progress(len(todo)) as progress:
+    outcomes: dict[Path, Outcome] = {}
+    with render.Progress(len(todo), jobs) as progress:
         options = replace(options, listeners=(*options.listeners, progress))
-        for run in todo:
-            if run.status == "cached":
-                progress.reused(run)
-            try:
-                outcomes[run.path] = execute(run.spec, options).status
-            except KeyboardInterrupt:
-                progress.say("interrupted; the same command goes on from here")
-                return ExitCode.INTERRUPTED
-            except DavBenchError as err:
-                if os.environ.get("DAV_BENCH_TRACEBACK") or err.code == ExitCode.MISSING or len(todo) == 1:
-                    raise
-                outcomes[run.path] = "failed"
-                progress.say(f"Error: {err}")
+        try:
+            launch(todo, options, jobs=jobs, limits=limits, trackers=trackers, outcomes=outcomes)
+        except KeyboardInterrupt:
+            progress.say("interrupted; the same command goes on from here")
+            return ExitCode.INTERRUPTED
+    failed = [o for o in outcomes.values() if o.failed]
     render.summary(todo, outcomes, options.out, json)
-    return ExitCode.OK if all(s == "done" for s in outcomes.values()) else ExitCode.RUN_FAILED
+    codes = {o.code for o in failed}
+    if not failed:
+        return ExitCode.OK
+    return codes.pop() if len(codes) == 1 and len(failed) == len(todo) else ExitCode.RUN_FAILED
 
 
 def _possible(runs: Sequence[PlannedRun]) -> bool:
