@@ -130,9 +130,9 @@ class Plugins:
     def _break(self, name: str, target: str, err: BaseException, dist: str) -> None:
         if self.strict:
             raise DavBenchError(
-                f"plugin {name!r} is broken.", _reason(err), "leave out --strict-plugins"
+                f"plugin {name!r} is broken.", reason_of(err), "leave out --strict-plugins"
             ) from err
-        self.broken.append(Broken(name, target, _reason(err), dist, _where(err)))
+        self.broken.append(Broken(name, target, reason_of(err), dist, where_of(err)))
 
     def emit(self, event: Event, extra: Iterable[Any] = ()) -> None:
         """Call a life hook of every plugin and of `extra` objects (trackers of this run).
@@ -156,7 +156,7 @@ class Plugins:
                 who = f"{names.get(id(plugin), type(plugin).__name__)}.{hook}"
                 if who not in self.complained:
                     self.complained.add(who)
-                    print(f"dav-bench: plugin {who} failed: {_reason(err)}", file=sys.stderr)
+                    print(f"dav-bench: plugin {who} failed: {reason_of(err)}", file=sys.stderr)
 
     def commands(self, app: Any) -> None:
         """Let every plugin add its commands to `app`; one that raises is left out."""
@@ -179,7 +179,8 @@ class Plugins:
         return f"{len(self.broken)} broken plugin{plural} left out ({names}); see `dav-bench plugins list`"
 
 
-def _reason(err: BaseException) -> str:
+def reason_of(err: BaseException) -> str:
+    """What went wrong, in one line."""
     if isinstance(err, DavBenchError):
         return " ".join(str(err).split())
     if isinstance(err, pluggy.PluginValidationError):
@@ -187,7 +188,8 @@ def _reason(err: BaseException) -> str:
     return f"{type(err).__name__}: {' '.join(str(err).split())}".rstrip(": ")
 
 
-def _where(err: BaseException) -> str:
+def where_of(err: BaseException) -> str:
+    """File and line of the innermost frame that raised, outside of import machinery."""
     frames = [f for f in traceback.extract_tb(err.__traceback__) if not f.filename.startswith("<frozen")]
     inner = [f for f in frames if f"{os.sep}importlib{os.sep}" not in f.filename and f.filename != __file__]
     return f"{inner[-1].filename}:{inner[-1].lineno}" if inner else ""

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from dav_bench.cli import render
-from dav_bench.errors import DavBenchError, near
-from dav_bench.plugins import catalog, plugins
+from dav_bench.errors import DavBenchError, ExitCode, near
+from dav_bench.plugins import BLOCK, catalog, plugins
 from dav_bench.registry import KINDS, Entry, active
 from dav_bench.tasks import TaskSpec, all_tasks, find_task
 
@@ -80,6 +80,35 @@ def show_plugin(
         render.table(
             ("", ""), [(k, ", ".join(v) if isinstance(v, list) else v) for k, v in found.items() if v]
         )
+
+
+@app.command("check")
+def check_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the plugin.")],
+    seconds: Annotated[float, typer.Option(min=1, help="Time limit of the check.")] = 600.0,
+    memory_gb: Annotated[float, typer.Option(min=1, help="Limit of its address space in GB.")] = 32.0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check what a plugin promises, in a process of its own: a checklist with fixes."""
+    from dav_bench.testing.apart import examine_apart
+
+    here = plugins()
+    known = [*(p.name for p in here.loaded), *(b.name for b in here.broken)]
+    if name not in known:
+        fix = f"{BLOCK} leaves it out" if name in here.blocked else "dav-bench plugins list"
+        raise DavBenchError(f"no plugin is called {name!r}{near(name, known)}", fix=fix)
+    checks = examine_apart(name, seconds, memory_gb)
+    failed = [c for c in checks if c.status == "failed"]
+    if json:
+        render.emit_json([c.to_dict() for c in checks])
+    else:
+        marks = {"ok": "ok", "failed": "FAILED", "skipped": "skipped"}
+        render.table(("", "check", "note"), [(marks[c.status], c.name, c.note) for c in checks])
+        for c in failed:
+            typer.echo(f"\n{c.name}: {c.note}\n  Try: {c.fix}" if c.fix else f"\n{c.name}: {c.note}")
+        counts = {status: sum(c.status == status for c in checks) for status in ("ok", "failed", "skipped")}
+        typer.echo("\n" + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    raise typer.Exit(ExitCode.RUN_FAILED if failed else ExitCode.OK)
 
 
 LISTED = ("methods", "tasks", "models", "rewards", "searchers", "trainers", "metrics")
