@@ -12,6 +12,7 @@ from dav_bench.cli import render
 from dav_bench.errors import DavBenchError, ExitCode, near
 from dav_bench.plugins import BLOCK, catalog, plugins
 from dav_bench.registry import KINDS, Entry, active
+from dav_bench.suites import all_suites
 from dav_bench.tasks import TaskSpec, all_tasks, find_task
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -111,7 +112,7 @@ def check_plugin(
     raise typer.Exit(ExitCode.RUN_FAILED if failed else ExitCode.OK)
 
 
-LISTED = ("methods", "tasks", "models", "rewards", "searchers", "trainers", "metrics")
+LISTED = ("methods", "tasks", "suites", "models", "rewards", "searchers", "trainers", "metrics")
 
 
 def list_components(
@@ -131,6 +132,11 @@ def list_components(
             {"name": str(path), "title": f"broken: {' '.join(why.split())}", "model": "", "reward": "", "from": ""}
             for path, why in all_tasks().broken.items()
         ]  # fmt: skip
+    elif kind == "suites":
+        rows = [
+            {"name": s.name, "title": s.title, "tasks": ", ".join(s.tasks), "from": s.origin}
+            for s in all_suites().values()
+        ]
     else:
         rows = [_row(e) for e in catalog().all(kind)]
         if fits:
@@ -139,7 +145,11 @@ def list_components(
     if json:
         render.emit_json(rows)
         return
-    shown = ("name", "fits", "why not", "try", "summary") if fits and kind != "tasks" else tuple(rows[0])
+    if not rows:
+        typer.echo(f"no {kind}")
+        return
+    fitting = fits and kind not in ("tasks", "suites")
+    shown = ("name", "fits", "why not", "try", "summary") if fitting else tuple(rows[0])
     render.table(shown, [[_cell(row[k]) for k in shown] for row in rows])
 
 
