@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dav_bench.builtin import particles, parts, toy
+from dav_bench.builtin import image_rewards, particles, parts, toy
 from dav_bench.builtin.gosai import GosaiModel, GosaiReward
 from dav_bench.builtin.methods import (
     DAV,
@@ -211,6 +211,18 @@ def register_rewards(register: Register) -> None:
              summary="size as a JPEG file", paper="arXiv:2305.13301")  # fmt: skip
     register("colourfulness", at + "colour:Colourfulness", provides="reward.grad", domain="image",
              summary="spread and mean of the opponent colours", paper="doi:10.1117/12.477378")  # fmt: skip
+    register("emoji-clip", at + "clip:EmojiReward.load", config=image_rewards.EmojiClip,
+             provides=("reward.grad", "reward.features"), domain="image",
+             summary="likeness of an emoji to its prompt")  # fmt: skip
+    register("emoji-clip-heldout", at + "clip:EmojiReward.load_heldout", config=image_rewards.EmojiClip,
+             provides=("reward.grad", "reward.features"), domain="image",
+             summary="the same by another network and seed on other drawings")  # fmt: skip
+    register("aesthetic", at + "aesthetic:Aesthetic.load", config=image_rewards.Aesthetic,
+             provides=("reward.grad", "reward.features"), domain="image",
+             summary="predicted rating of the image alone (files not shipped)")  # fmt: skip
+    register("imagereward", at + "imagereward:ImageReward.load", config=image_rewards.ImageReward,
+             provides="reward.grad", domain="image", paper="arXiv:2304.05977",
+             summary="predicted preference for the prompt by ImageReward-v1.0 (file not shipped)")  # fmt: skip
 
 
 @hookimpl

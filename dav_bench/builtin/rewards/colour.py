@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from dav_bench.images import wide
+
 
 def _root(x: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0, not infinite."""
@@ -30,7 +32,7 @@ class Colourfulness:
 
     def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> (B,)."""
-        red, green, blue = (255 * (sample if sample.dtype == torch.float64 else sample.float())).flatten(2).unbind(1)
+        red, green, blue = (255 * wide(sample)).flatten(2).unbind(1)
         opponent = torch.stack([red - green, (red + green) / 2 - blue])
         spread = opponent.var(-1, correction=0).sum(0)
         mean = opponent.mean(-1).square().sum(0)
