@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,6 +82,24 @@ def show_plugin(
         render.table(
             ("", ""), [(k, ", ".join(v) if isinstance(v, list) else v) for k, v in found.items() if v]
         )
+
+
+@app.command("new")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the plugin, such as codon-usage.")],
+    kind: Annotated[
+        str, typer.Option(help="reward, model, method, searcher, trainer, metric, task or tracker.")
+    ],
+    into: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
+    author: Annotated[str, typer.Option(help="Who the licence names.")] = "",
+) -> None:
+    """Start a plugin: a distribution with code, tests, README, licence and CI, which works as it stands."""
+    from dav_bench.templates import new
+
+    folder, *files = new(name, kind, into, author)
+    for path in files:
+        typer.echo(str(path))
+    typer.echo(f"\nNext: pip install -e '{folder}[dev]' && pytest {folder}")
 
 
 @app.command("check")
@@ -276,8 +295,6 @@ def _target(entry: Entry) -> str:
 def _settings(
     entry: Entry, task: str | None, preset: str | None, config: str | None, sets: Sequence[str]
 ) -> list[dict[str, Any]]:
-    from pathlib import Path
-
     from dav_bench.config import docs_of, settings_of, type_name
 
     if entry.config is None:
