@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
+from dav_bench.report.curves import find_curve, overdone
+from dav_bench.report.order import FIRST, PLACES, Front, objectives, place, short, standing
 from dav_bench.report.rows import Row
-from dav_bench.report.stats import Interval, interval, reduced, scaled
+from dav_bench.report.stats import interval, reduced, scaled
 from dav_bench.report.terms import Budget, Column, Terms, flat
 
 REWARD = Column("reward", "train reward", "quality", "up", "sample", summary="the reward that methods see")
@@ -26,8 +28,8 @@ COSTS = (
     Column("seconds", "seconds", "cost", "down", summary="training and drawing the final samples"),
     Column("peak-mb", "peak MB", "cost", "down", summary="largest resident memory"),
 )
-FIRST = ("real", "exact", "pretrained")
-"""Rows that open every board; the others follow by held-out reward, or nearest first where the target is known."""
+OVERDONE = ("train gain", "heldout gain", "transfer", "peak loss")
+"""What `curves.overdone` measures."""
 
 _DRAWING = "sample"  # the phase of the meter that draws the final samples
 _UNCHARGED = ("eval",)  # the phase that every method has alike
@@ -39,7 +41,8 @@ class Section:
     """One table: rows that may be compared with each other."""
 
     frame: pl.DataFrame
-    """label, source, seeds, n, each column and "<column> ±", version, command."""
+    """label, source, seeds, n, the places (`order.PLACES`) where the task ranks, each column and "<column> ±",
+    version, command."""
     reason: str = ""
     """Why these rows do not compare with those of the other tables; empty where they do."""
     budget: Budget | None = None
@@ -48,6 +51,12 @@ class Section:
     """Methods that could stand here and were not run yet."""
     unfit: tuple[Mapping[str, str], ...] = ()
     """Methods that cannot run on the task: `method` and `reason`."""
+    runs: Mapping[tuple[str, str, str], tuple[Row, ...]] = field(default_factory=dict)
+    """The runs behind each line of the frame, by its `method`, `id` and `source`, in the order of their seeds."""
+    front: Front | None = None
+    """By what rows are placed; None where the task does not say, or nothing has an order."""
+    overdone: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """label, method, id, source, seeds and `OVERDONE` with "<name> ±"; empty without a held-out reward."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,11 @@ def build(rows: Sequence[Row], terms: Terms) -> Board:
     for row in groups.pop("", []):
         ours.setdefault(Budget.of(row.spec.get("budget", {})), []).append(row)
     untrained = [row for row in ours[None] if not trained(row)]
-    main = Section(_table(ours.pop(None), columns, terms))
+    main = _section(ours.pop(None), columns, terms)
     budgets = tuple(
         _budget_section(b, [*untrained, *ours[b]], columns, terms) for b in sorted(filter(None, ours))
     )
-    apart = tuple(Section(_table(groups[reason], columns, terms), reason) for reason in sorted(groups))
+    apart = tuple(_section(groups[reason], columns, terms, reason) for reason in sorted(groups))
     return Board(terms, columns, main, budgets, apart)
 
 
@@ -97,12 +106,12 @@ def trained(row: Row) -> bool:
 
 def _budget_section(budget: Budget, rows: Sequence[Row], columns: Sequence[Column], terms: Terms) -> Section:
     """One budget with the rows that it does not touch; what the clock ended has no order but the alphabet's."""
-    frame = _table(rows, columns, terms)
-    if budget.unit == "seconds":
-        frame = frame.sort("label", "id", "source")
+    made = _section(rows, columns, terms, ranked=budget.unit != "seconds")
+    frame = made.frame.sort("label", "id", "source") if budget.unit == "seconds" else made.frame
     held = {row.spec["method"] for row in rows}
     missing = tuple(m["method"] for m in terms.methods if not m["reason"] and m["method"] not in held)
-    return Section(frame, "", budget, missing, tuple(m for m in terms.methods if m["reason"]))
+    unfit = tuple(m for m in terms.methods if m["reason"])
+    return replace(made, frame=frame, budget=budget, missing=missing, unfit=unfit)
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
@@ -125,10 +134,8 @@ def values(row: Row, terms: Terms) -> dict[str, float]:
     for name, key in (("reward", "reward.train"), ("reward-heldout", "reward.heldout")):
         if key in row.samples:
             found[name] = reduced(row.samples[key], terms.reduce)
-    if {"reward", "reward-heldout"} <= found.keys() and {"train", "heldout"} <= terms.scales.keys():
-        train, heldout = (scaled(found[name], **terms.scales[role]) for name, role in
-                          (("reward", "train"), ("reward-heldout", "heldout")))  # fmt: skip
-        found["gap"] = train - heldout
+    if ends := _scaled(row, terms):
+        found["gap"] = ends["train"] - ends["heldout"]
     for column in terms.metrics:
         sample = row.samples.get(f"metric.{column.name}")
         if column.unit == "sample" and sample is not None:
@@ -178,46 +185,91 @@ def _present(columns: Sequence[Column], rows: Sequence[Row], terms: Terms) -> tu
     return tuple(c for c in columns if c.name in held)
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column], terms: Terms) -> pl.DataFrame:
+def _section(
+    rows: Sequence[Row], columns: Sequence[Column], terms: Terms, reason: str = "", ranked: bool = True
+) -> Section:
+    """One table: a line for all seeds of a setting, in order."""
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.label, row.run_id, row.source].append(row)
     names = _names(groups)
-    lines = []
+    lines, numbers = [], []
     for key, seeds in groups.items():
-        numbers = [values(row, terms) for row in seeds]
+        numbers.append([values(row, terms) for row in seeds])
         line: dict[str, Any] = {"label": names[key], "method": key[0], "id": key[1], "source": key[2]}
         line |= {"seeds": span([row.seed for row in seeds]), "n": len(seeds)}
         for column in columns:
-            found = [n[column.name] for n in numbers if column.name in n]
-            whole = interval(found) if len(found) == len(seeds) else Interval(float("nan"), None, 0)
-            mean = whole.mean if whole.n else None
-            line |= {column.name: _short(mean), f"{column.name} ±": _short(whole.half)}
+            line |= _summary(column.name, [n.get(column.name) for n in numbers[-1]])
         line |= {"version": ", ".join(sorted({row.version for row in seeds}))}
         lines.append(line | {"command": command(seeds)})
-    lines.sort(key=_order)
-    return pl.DataFrame(lines, schema=_schema(columns), orient="row")
+    by = objectives(columns, terms)
+    front = place(lines, numbers, by, terms) if by and ranked else None
+    lines.sort(key=lambda line: standing(line, by))
+    frame = pl.DataFrame(lines, schema=_schema(columns, places=bool(by)), orient="row")
+    runs = {key: tuple(groups[key]) for key in map(_key, lines)}
+    return Section(frame, reason, runs=runs, front=front, overdone=_overdone(lines, runs, terms))
 
 
-def _short(value: float | None) -> float | None:
-    """Ten digits: what lies below differs between machines."""
-    return None if value is None else float(f"{value:.10g}")
+def _key(line: Mapping[str, Any]) -> tuple[str, str, str]:
+    return line["method"], line["id"], line["source"]
 
 
-def _schema(columns: Sequence[Column]) -> dict[str, Any]:
+def _summary(name: str, each: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and half-width over seeds; empty where one of them was not measured."""
+    found = [v for v in each if v is not None]
+    if not found or len(found) < len(each):
+        return {name: None, f"{name} ±": None}
+    whole = interval(found)
+    return {name: short(whole.mean), f"{name} ±": short(whole.half)}
+
+
+def _overdone(
+    lines: Sequence[Mapping[str, Any]], runs: Mapping[tuple[str, str, str], Sequence[Row]], terms: Terms
+) -> pl.DataFrame:
+    """Over-optimisation of each row against the row "pretrained", on the scale of real elements."""
+    start = next(
+        (_scaled(runs[_key(line)][0], terms) for line in lines if line["method"] == "pretrained"), {}
+    )
+    found = []
+    for line in lines if start else ():
+        seeds = runs[_key(line)]
+        ends = [_scaled(row, terms) for row in seeds]
+        if line["method"] in FIRST or not all(ends):
+            continue
+        each = [overdone(start, end, _way(row, terms)) for row, end in zip(seeds, ends, strict=True)]
+        said = {name: line[name] for name in ("label", "method", "id", "source", "seeds")}
+        for name in OVERDONE:
+            said |= _summary(name, [e.get(name) for e in each])
+        found.append(said)
+    text = dict.fromkeys(("label", "method", "id", "source", "seeds"), pl.String)
+    numbers = {f"{name}{end}": pl.Float64 for name in OVERDONE for end in ("", " ±")}
+    return pl.DataFrame(found, schema={**text, **numbers}, orient="row") if found else pl.DataFrame()
+
+
+def _scaled(row: Row, terms: Terms) -> dict[str, float]:
+    """Scaled train and held-out reward of a run; empty where one is not known."""
+    if not {"train", "heldout"} <= terms.scales.keys():
+        return {}
+    if not {"reward.train", "reward.heldout"} <= row.samples.keys():
+        return {}
+    return {
+        role: scaled(reduced(row.samples[f"reward.{role}"], terms.reduce), **terms.scales[role])
+        for role in ("train", "heldout")
+    }
+
+
+def _way(row: Row, terms: Terms) -> list[float]:
+    """Scaled held-out rewards of the evaluations while training."""
+    found = find_curve(row.curves, "reward-heldout", "eval")
+    return [] if found is None else [scaled(float(v), **terms.scales["heldout"]) for v in found.value]
+
+
+def _schema(columns: Sequence[Column], places: bool) -> dict[str, Any]:
     text = dict.fromkeys(("label", "method", "id", "source", "seeds"), pl.String)
     numbers = {f"{c.name}{end}": pl.Float64 for c in columns for end in ("", " ±")}
-    return {**text, "n": pl.Int32, **numbers, "version": pl.String, "command": pl.String}
-
-
-def _order(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Real, exact, pretrained, then nearest to the exact target, or by held-out reward, or else by the reward."""
-    first = FIRST.index(line["method"]) if line["method"] in FIRST else len(FIRST)
-    best = line.get("reward-heldout")
-    best = line.get("reward") if best is None else best
-    best = -line["target-distance"] if line.get("target-distance") is not None else best
-    worth = 0.0 if best is None or best != best else float(best)
-    return (first, best is None or best != best, -worth, line["label"], line["id"], line["source"])
+    types = (pl.Int32, pl.Int32, pl.Int32, pl.Float64, pl.String)
+    held = dict(zip(PLACES, types, strict=True)) if places else {}
+    return {**text, "n": pl.Int32, **held, **numbers, "version": pl.String, "command": pl.String}
 
 
 def _names(groups: Mapping[tuple[str, str, str], Sequence[Row]]) -> dict[tuple[str, str, str], str]:

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dav_bench.report.board import Board, Section
+from dav_bench.report.board import OVERDONE, Board, Section
+from dav_bench.report.order import FIRST, Front
+from dav_bench.report.pareto import SEEDS
 from dav_bench.report.terms import Column, flat
 
 if TYPE_CHECKING:
+    import polars as pl
     from rich.table import Table
 
 FORMATS = ("md", "html", "csv", "json")
@@ -57,12 +60,9 @@ def amount(value: float | None) -> str:
 
 def cell(line: Mapping[str, Any], column: Column) -> str:
     """One cell: mean ± half-width of the interval over seeds."""
-    half = line[f"{column.name} ±"]
     if column.role == "cost":
         return amount(line[column.name])
-    if half is None:
-        return number(line[column.name])
-    return f"{number(line[column.name])} ± {number(half)}"
+    return _with_error(line[column.name], line[f"{column.name} ±"])
 
 
 def heading(column: Column) -> str:
@@ -71,13 +71,56 @@ def heading(column: Column) -> str:
 
 
 def _cells(section: Section, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
-    """Header and text of one table; versions are shown, and "local" marks what is not published."""
-    header = ["method", "seeds", *map(heading, columns), "version"]
+    """Header and text of one table; versions are shown."""
+    places = _places(section)
+    header = ["method", "seeds", *places, *map(heading, columns), "version"]
     lines = []
     for line in section.frame.iter_rows(named=True):
-        name = line["label"] + ("" if line["source"] == "published" else " (local)")
-        lines.append([name, line["seeds"], *(cell(line, c) for c in columns), line["version"] or "–"])
+        numbers = [*(_place(line, p) for p in places), *(cell(line, c) for c in columns)]
+        lines.append([named(line), line["seeds"], *numbers, line["version"] or "–"])
     return header, lines
+
+
+def named(line: Mapping[str, Any]) -> str:
+    """Name of a row; "local" marks what is not published, "foreign" what was imported."""
+    return str(line["label"]) + ("" if line["source"] == "published" else f" ({line['source']})")
+
+
+def _places(section: Section) -> list[str]:
+    """Columns that say where a row stands; with a single objective the layers are the order itself."""
+    if section.front is None:
+        return []
+    return ["layer", "rank"] if len(section.front.by) > 1 else ["rank"]
+
+
+def _place(line: Mapping[str, Any], name: str) -> str:
+    if name == "layer":
+        return "–" if line["layer"] is None else str(line["layer"])
+    low, high = line["rank low"], line["rank high"]
+    return "–" if low is None else str(low) if low == high else f"{low}–{high}"
+
+
+def _overdone(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Header and text of the table of over-optimisation, without what no row has."""
+    frame = section.overdone
+    shown = [name for name in OVERDONE if not frame.is_empty() and frame[name].drop_nulls().len()]
+    lines = []
+    for line in frame.iter_rows(named=True):
+        pairs = [(line[name], line[f"{name} ±"]) for name in shown]
+        lines.append([named(line), line["seeds"], *(_with_error(*pair) for pair in pairs)])
+    return ["method", "seeds", *(_OVERDONE[name] for name in shown)], lines
+
+
+_OVERDONE = {
+    "train gain": "train gain",
+    "heldout gain": "held-out gain",
+    "transfer": "transfer ↑",
+    "peak loss": "peak loss ↓",
+}
+
+
+def _with_error(mean: float | None, half: float | None) -> str:
+    return number(mean) if half is None else f"{number(mean)} ± {number(half)}"
 
 
 # ---------------------------------------------------------------------------------------- notes
@@ -93,12 +136,8 @@ def protocol(board: Board) -> str:
 def notes(board: Board) -> list[str]:
     """What the numbers mean, one line each."""
     terms, names = board.terms, {c.name for c in board.columns}
-    order = "by held-out reward (train reward where there is none)"
-    if "target-distance" in names:
-        order = "by their distance to the exact target"
     lines = [
-        f"Rows after `real` and `pretrained` are ordered {order}, "
-        "which is no rank: with fewer than 3 seeds, or where intervals overlap, the order says nothing.",
+        *_ordered(board),
         "± is half the 95 % Student t interval of the mean over seeds, t(n-1, .975) s / sqrt(n); one seed has none. "
         "Cost columns are means.",
         f"Rewards are the {terms.reduce} over samples.",
@@ -121,6 +160,65 @@ def notes(board: Board) -> list[str]:
     return lines
 
 
+def _ordered(board: Board) -> list[str]:
+    """In which order the rows stand, and what that says."""
+    methods = set(board.main.frame["method"]) if not board.main.frame.is_empty() else set()
+    first = [f"`{m}`" for m in FIRST if m in methods]
+    after = f"Rows after {_and(first)}" if first else "Rows"
+    front = board.main.front
+    if front is None:
+        by = "by held-out reward (train reward where there is none)"
+        if "target-distance" in {c.name for c in board.columns}:
+            by = "by their distance to the exact target"
+        return [
+            f"{after} are ordered {by}, "
+            "which is no rank: with fewer than 3 seeds, or where intervals overlap, the order says nothing."
+        ]
+    by = _and([c.title for c in front.by])
+    lines = [f"{after} are ordered by {by}; the order of rows whose ranks overlap says nothing."]
+    if len(front.by) > 1:
+        lines = [
+            f"{after} are ordered by layer: 1 where no row is as good in {by} and better in one of them, 2 where only "
+            f"rows of layer 1 are, and so on; within a layer by hypervolume{_reference(front)}. Means decide, so the "
+            "order of rows whose ranks overlap says nothing."
+        ]
+    worse = f"are better in {by}"
+    if len(front.by) > 1:
+        worse = f"are as good in {by} and better in one of them"
+    return [
+        *lines,
+        f"rank = 1 + number of rows that {worse}, as a 95 % interval from a bootstrap over seeds "
+        "(docs/statistics.md); no rank with fewer than 3 seeds, and none for yardsticks.",
+    ]
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _reference(front: Front) -> str:
+    if not front.reference:
+        return ""
+    at = ", ".join(f"{c.title} {number(front.reference[c.name])}" for c in front.by)
+    return f" above the reference point ({at})"
+
+
+def _unplaced(section: Section) -> list[str]:
+    """Rows without a rank, with the reason, and how much the first layer covers; one line each."""
+    if section.front is None:
+        return []
+    lines = []
+    methods = [line for line in section.frame.iter_rows(named=True) if line["method"] not in FIRST]
+    if below := [f"{named(line)} ({line['below']})" for line in methods if line["below"]]:
+        lines.append(f"Below the line, without layer or rank: {', '.join(below)}.")
+    few = [f"{named(line)} ({line['n']})" for line in methods if not line["below"] and line["n"] < SEEDS]
+    if few:
+        lines.append(f"No rank with fewer than {SEEDS} seeds: {', '.join(few)}.")
+    if len(section.front.by) > 1 and section.front.volume is not None:
+        lines.append(f"Hypervolume of layer 1: {number(section.front.volume)}.")
+    return lines
+
+
 _COUNTED = {
     "cost": "{} network rows (forward + 2 x backward) in search and fit",
     "reward": "{} reward rows (forward + 2 x backward) in search and fit",
@@ -136,7 +234,12 @@ def heading_of(section: Section) -> str:
 
 
 def remarks(section: Section) -> list[str]:
-    """What a table under a budget means, and which methods it lacks, one line each."""
+    """What a table says about its rows beyond their numbers, one line each."""
+    return [*_under_budget(section), *_unplaced(section)]
+
+
+def _under_budget(section: Section) -> list[str]:
+    """What a table under a budget means, and which methods it lacks."""
     if section.budget is None:
         return []
     what = _COUNTED[section.budget.unit].format(f"{section.budget.train:,}")
@@ -193,11 +296,13 @@ def markdown(board: Board) -> str:
     """GitHub Markdown: the table, its notes, the commands, what stands apart, published numbers."""
     terms = board.terms
     out = [f"# {terms.task}: {terms.title}".rstrip(": "), "", *_grid(*_cells(board.main, board.columns)), ""]
-    out += [protocol(board), "", *(f"- {line}" for line in notes(board)), ""]
+    out += [protocol(board), "", *(f"- {line}" for line in [*notes(board), *remarks(board.main)]), ""]
+    out += _overdone_markdown(board.main)
     for section in board.sections[1:]:
         out += [f"## {heading_of(section)}", "", *_grid(*_cells(section, board.columns)), ""]
         if said := remarks(section):
             out += [*(f"- {line}" for line in said), ""]
+        out += _overdone_markdown(section)
     out += ["## How each row was made", "", "```", *_commands(board), "```", ""]
     if terms.reference:
         out += [
@@ -210,6 +315,23 @@ def markdown(board: Board) -> str:
             grey = [[f"<sub>{text}</sub>" for text in line] for line in lines]
             out += [f"<sub>{title}</sub>", "", *_grid([f"<sub>{h}</sub>" for h in header], grey), ""]
     return "\n".join(out).rstrip() + "\n"
+
+
+OVERDONE_TITLE = "Train against held-out reward"
+"""Heading of the table of over-optimisation."""
+
+OVERDONE_NOTE = (
+    "Scaled as the gap, from `pretrained` to the final samples: transfer = held-out gain / train gain. 1: the held-out "
+    "reward gains what the training reward does; 0: nothing; below 0: the reward is over-optimised. Peak loss, where "
+    "the held-out reward was measured on the way (`eval.every`): how far the final samples lie below the best of those; "
+    "noise alone makes it positive."
+)
+"""What its columns mean."""
+
+
+def _overdone_markdown(section: Section) -> list[str]:
+    header, lines = _overdone(section)
+    return [f"### {OVERDONE_TITLE}", "", *_grid(header, lines), "", OVERDONE_NOTE, ""] if lines else []
 
 
 def _grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
@@ -237,11 +359,13 @@ def page(board: Board) -> str:
         _html_table(*_cells(board.main, board.columns)),
         f"<p>{esc(protocol(board))}</p>",
     ]
-    out += ["<ul>", *(f"<li>{esc(line)}</li>" for line in notes(board)), "</ul>"]
+    out += ["<ul>", *(f"<li>{esc(line)}</li>" for line in [*notes(board), *remarks(board.main)]), "</ul>"]
+    out += _overdone_html(board.main)
     for section in board.sections[1:]:
         out += [f"<h2>{esc(heading_of(section))}</h2>", _html_table(*_cells(section, board.columns))]
         if said := remarks(section):
             out += ["<ul>", *(f"<li>{esc(line)}</li>" for line in said), "</ul>"]
+        out += _overdone_html(section)
     out += ["<h2>How each row was made</h2>", f"<pre>{esc(chr(10).join(_commands(board)))}</pre>"]
     if terms.reference:
         out.append('<div class="grey"><h2>Published numbers</h2>')
@@ -250,6 +374,12 @@ def page(board: Board) -> str:
             out += [f"<p>{esc(note)}</p>", _html_table(header, lines)]
         out.append("</div>")
     return "\n".join(out) + "\n</html>\n"
+
+
+def _overdone_html(section: Section) -> list[str]:
+    header, lines = _overdone(section)
+    note = html.escape(OVERDONE_NOTE)
+    return [f"<h3>{OVERDONE_TITLE}</h3>", _html_table(header, lines), f"<p>{note}</p>"] if lines else []
 
 
 def _html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -284,9 +414,10 @@ def document(board: Board) -> str:
         "scales": terms["scales"],
         "columns": [asdict(c) for c in board.columns],
         "rows": _plain(board.main),
+        **_ranking(board.main),
         "apart": [{"reason": s.reason, "rows": _plain(s)} for s in board.apart],
         **({"budgets": [_budget(s) for s in board.budgets]} if board.budgets else {}),
-        "notes": notes(board),
+        "notes": [*notes(board), *remarks(board.main)],
         "reference": terms["reference"],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -299,15 +430,35 @@ def _budget(section: Section) -> dict[str, Any]:
     held = {"unit": budget.unit, "train": budget.train, "reproducible": budget.unit != "seconds"}
     return held | {
         "rows": _plain(section),
+        **_ranking(section),
         "missing": list(section.missing),
         "unfit": [dict(m) for m in section.unfit],
     }
 
 
+def _ranking(section: Section) -> dict[str, Any]:
+    """By what rows are placed, and their over-optimisation; nothing where there is neither."""
+    front = section.front
+    found: dict[str, Any] = {}
+    if front is not None:
+        found["front"] = {
+            "by": [c.name for c in front.by],
+            "reference": dict(front.reference),
+            "hypervolume": front.volume,
+        }
+    if not section.overdone.is_empty():
+        found["overdone"] = _plain_frame(section.overdone)
+    return found
+
+
 def _plain(section: Section) -> list[dict[str, Any]]:
+    return _plain_frame(section.frame)
+
+
+def _plain_frame(frame: pl.DataFrame) -> list[dict[str, Any]]:
     return [
         {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        for line in section.frame.iter_rows(named=True)
+        for line in frame.iter_rows(named=True)
     ]
 
 

@@ -1,13 +1,14 @@
 """The committed leaderboard: one parquet file per task that holds all its rows, and the md and csv made from it.
 
-Long format, one line per fact: `run`, `label`, `seed`, `kind` (about, spec, meter, set, sample), `name`, `index`,
-`value`, `text`. The terms of the board lie in the footer, so the file needs nothing else to be read.
+Long format, one line per fact: `run`, `label`, `seed`, `kind` (about, spec, meter, set, sample, curve, spent), `name`,
+`index`, `value`, `text`. The terms of the board lie in the footer, so the file needs nothing else to be read. Kinds may
+be added: readers pass over those that they do not know, and files of earlier versions lack curve and spent.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import polars as pl
 from dav_bench.errors import DavBenchError
 from dav_bench.files import damaged, read_parquet, write_parquet, write_text
 from dav_bench.report.board import Board, build, difference
+from dav_bench.report.curves import Curve
 from dav_bench.report.formats import render
 from dav_bench.report.rows import Row, read_row
 from dav_bench.report.terms import Terms, default_settings, methods_of, terms_of
@@ -35,6 +37,9 @@ SCHEMA = {
     "text": pl.String,
 }
 """Columns of the file."""
+
+SPENT = ("cost", "reward_rows")
+"""What curves run over: by round, once for all curves of a run."""
 
 BESIDE = ("md", "csv")
 """Formats written beside the parquet file."""
@@ -126,6 +131,13 @@ def _facts(row: Row) -> Iterator[tuple[Any, ...]]:
     for name, values in sorted(row.samples.items()):
         for index, value in enumerate(values):
             yield (*key, "sample", name, index, float(value), None)
+    for curve in row.curves:
+        for r, value in zip(curve.round, curve.value, strict=True):
+            yield (*key, "curve", f"{curve.split}/{curve.metric}", int(r), float(value), None)
+    for name in SPENT:
+        spent = {int(r): float(v) for c in row.curves for r, v in zip(c.round, c.over(name), strict=True)}
+        for r, value in sorted(spent.items()):
+            yield (*key, "spent", name, r, value, None)
 
 
 def load_published(path: Path) -> tuple[list[Row], Terms]:
@@ -147,6 +159,11 @@ def _row(frame: pl.DataFrame) -> Row:
         for part in frame.filter(pl.col("kind") == "sample").partition_by("name", maintain_order=True)
     }
     about = text["about"]
+    rounds = frame.filter(pl.col("kind").is_in(["curve", "spent"]))
+    series = {
+        (str(part["kind"][0]), str(part["name"][0])): part.sort("index").select("index", "value")
+        for part in rounds.partition_by("kind", "name", maintain_order=True)
+    }
     return Row(
         spec=text["spec"],
         identity=about["identity"],
@@ -160,7 +177,20 @@ def _row(frame: pl.DataFrame) -> Row:
         version=about["version"],
         arguments=tuple(about["arguments"]),
         source="published",
+        curves=_curves(series),
     )
+
+
+def _curves(series: Mapping[tuple[str, str], pl.DataFrame]) -> tuple[Curve, ...]:
+    spent = {name: dict(series["spent", name].rows()) for name in SPENT if ("spent", name) in series}
+    found = []
+    for (kind, name), frame in series.items():
+        if kind == "curve":
+            split, _, metric = name.partition("/")
+            rounds = frame["index"].to_numpy().astype(np.int64)
+            cost, rows = (np.array([spent[s][int(r)] for r in rounds]) for s in SPENT)
+            found.append(Curve(split, metric, rounds, cost, rows, frame["value"].to_numpy()))
+    return tuple(found)
 
 
 def _write_beside(path: Path) -> Board:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dav_bench.errors import DavBenchError
 from dav_bench.plugins import catalog
+from dav_bench.report.curves import Curve, curves_of
 from dav_bench.report.terms import arguments, compared
 from dav_bench.spec import RunSpec
 from dav_bench.tasks import find_task
@@ -47,6 +48,8 @@ class Row:
     """Options of `dav-bench run` that make it, besides --task and --seeds."""
     source: str = "local"
     """local or published."""
+    curves: tuple[Curve, ...] = ()
+    """Metrics round by round, over cost."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,9 +84,8 @@ def read_row(run: RunDir, task: TaskSpec | None = None) -> Row:
         for name in sorted(table.columns)
         if name.startswith(("reward.", "metric."))
     }
-    final = {
-        m: v for split, m, v in run.metrics().select("split", "metric", "value").rows() if split == "final"
-    }
+    metrics = run.metrics()
+    final = {m: v for split, m, v in metrics.select("split", "metric", "value").rows() if split == "final"}
     return Row(
         spec=spec.to_dict(),
         identity=meta["identity"]["hash"],
@@ -96,6 +98,7 @@ def read_row(run: RunDir, task: TaskSpec | None = None) -> Row:
         peak_mb=meta.get("peak_mb"),
         version=str(run.env.get("packages", {}).get("dav-bench", "")),
         arguments=options_of(spec, task),
+        curves=curves_of(metrics, final),
     )
 
 

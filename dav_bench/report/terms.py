@@ -101,10 +101,12 @@ class Terms:
     """Published numbers of others: method, metric, value, error, evidence, source, differs."""
     methods: tuple[Mapping[str, str], ...] = ()
     """Every method there was when the board was published: `method`, and `reason` why it cannot run on the task."""
+    rank: Mapping[str, Any] = field(default_factory=dict)
+    """`by`, `gates` and `reference` of the task's ranking; empty on boards that know no order but the reward's."""
 
     def to_json(self) -> str:
-        """As text with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """As text with sorted keys; without a ranking as it was before there were any."""
+        return json.dumps({k: v for k, v in asdict(self).items() if k != "rank" or v}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Terms:
@@ -136,7 +138,9 @@ def terms_of(
     )
     scales, of = _scales(task)
     published = read_reference(Path(results) / "reference" / task.name) if results else ()
-    return Terms(task.name, task.title, dict(settings), columns, scales, of, reference=published)
+    return Terms(
+        task.name, task.title, dict(settings), columns, scales, of, reference=published, rank=dict(task.rank)
+    )
 
 
 def _scales(task: TaskSpec) -> tuple[dict[str, dict[str, float]], str]:

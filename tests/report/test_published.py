@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,7 @@ from dav_bench.plugins import catalog
 from dav_bench.report.published import board_path, check, load_published, publish
 from dav_bench.report.rows import read_row
 from dav_bench.report.terms import REFERENCE, arguments, default_settings, terms_of
+from dav_bench.spec import RunSpec
 from dav_bench.store import RunDir
 from dav_bench.tasks import find_task
 
@@ -266,3 +268,53 @@ def test_seed_spans_round_trip() -> None:
     from dav_bench.report.board import span
 
     assert seed_list(span([0, 1, 2, 5])) == [0, 1, 2, 5]
+
+
+def test_curves_are_published_with_their_run(toy: Path, run_of: RunOf) -> None:
+    runs = run_of(methods=["dav"], seeds=[0, 1])
+    for run in runs:
+        spent = {"cost": 10, "reward_rows": 4, "seconds": 0.5, "n": 8}
+        rows = [
+            {
+                "round": r,
+                **{k: v * r for k, v in spent.items()},
+                "split": split,
+                "metric": metric,
+                "value": r + shift,
+            }
+            for r in (1, 2, 3)
+            for split, metric, shift in (
+                ("train", "reward", 0.25),
+                ("train", "loss", 9.0),
+                ("eval", "levenshtein", 0.5),
+            )
+            if split == "train" or r == 2
+        ]
+        with RunDir.create(toy, RunSpec.from_dict(run.spec)) as again:
+            again.append_metrics(rows)
+    path = board_path(toy, "toy")
+    publish(find_task("toy"), runs, path)
+    before = snapshot(path)
+    for row in load_published(path)[0]:
+        train, evaluated = sorted(row.curves, key=lambda c: c.split, reverse=True)
+        assert (train.metric, train.value.tolist(), train.cost.tolist()) == (
+            "reward",
+            [1.25, 2.25, 3.25],
+            [10, 20, 30],
+        )
+        assert (evaluated.metric, evaluated.round.tolist(), evaluated.reward_rows.tolist()) == (
+            "levenshtein",
+            [2],
+            [8],
+        )
+    publish(find_task("toy"), [], path)
+    assert snapshot(path) == before
+
+
+def test_the_ranking_of_the_task_is_published(toy: Path, run_of: RunOf) -> None:
+    rank = {"by": ["reward-heldout", "levenshtein"], "gates": {"kmer-corr": ">= 0"}}
+    path = board_path(toy, "toy")
+    publish(replace(find_task("toy"), rank=rank), run_of(methods=["dav", "svdd"], seeds=[0, 1, 2]), path)
+    terms = load_published(path)[1]
+    assert terms.rank == rank
+    assert "| layer | rank |" in path.with_suffix(".md").read_text() and check(path) == []
