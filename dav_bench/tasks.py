@@ -35,6 +35,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "target": dict,
     "prompts": dict,
+    "features": dict,
     "sampler": dict,
     "eval": dict,
     "budget": dict,
@@ -75,6 +76,8 @@ class TaskSpec:
     """`alpha`: temperature of the exact target p(x) exp(r(x) / alpha) / Z of the metrics, the same for all methods."""
     prompts: Mapping[str, Any] = field(default_factory=dict)
     """`train` and `eval` (lists, or files in the folder) and `repeat`, for models that read text."""
+    features: Mapping[str, str] = field(default_factory=dict)
+    """What metrics of pictures look through: `clip`, and `reference`, `imagereward` where the task has them."""
     metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Role (quality, diversity, natural) to metric names, in the order of the table."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
@@ -125,10 +128,11 @@ class TaskSpec:
             "model": self.model,
             "reward": self.rewards,
             "metrics": self.metrics,
-            "assets": {p.relative_to(self.folder).as_posix(): _sha256(p) for p in self._asset_files()},
+            "assets": {Path(os.path.relpath(p, self.folder)).as_posix(): _sha256(p) for p in self._asset_files()},
         }
         measured |= {"exact": True} if self.exact else {}
         measured |= {"target": self.target} if self.target else {}
+        measured |= {"features": self.features} if self.features else {}
         return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -169,6 +173,7 @@ def read_task(folder: Path, origin: str = "") -> TaskSpec:
         exact=data["reward"].get("exact", False),
         target=data.get("target", {}),
         prompts=data.get("prompts", {}),
+        features=data.get("features", {}),
         metrics={role: tuple(data.get("metrics", {}).get(role, ())) for role in ROLES},
         sampler=data.get("sampler", {}),
         eval=data.get("eval", {}),
@@ -204,6 +209,7 @@ def _shape_errors(data: Mapping[str, Any]) -> list[str]:
         found.append("model.use must name a model")
     found += _reward_errors(data.get("reward"))
     found += _target_errors(data.get("target", {}))
+    found += _feature_errors(data.get("features", {}))
     metrics = data.get("metrics", {})
     for role in metrics if isinstance(metrics, dict) else ():
         if role not in ROLES:
@@ -266,6 +272,13 @@ def _target_errors(target: Any) -> list[str]:
     if not 0 < number < float("inf"):
         found.append(f"target.alpha: expected a temperature above 0, got {alpha!r}")
     return found
+
+
+def _feature_errors(features: Any) -> list[str]:
+    known = ("clip", "imagereward", "reference")
+    held = features if isinstance(features, dict) else {}
+    found = [f"features.{k}: unknown key{near(k, known)}" for k in held if k not in known]
+    return found + [f"features.{k}: expected a name, got {v!r}" for k, v in held.items() if not isinstance(v, str)]
 
 
 def _texts(value: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class Samples:
     """(n,) number of each sample's prompt in `texts`."""
     texts: Sequence[str] = ()
     """The prompts of the run."""
+    held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What one metric computed of these samples and others use too."""
 
     def __len__(self) -> int:
         return len(self.x)
