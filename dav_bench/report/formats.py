@@ -323,8 +323,8 @@ OVERDONE_TITLE = "Train against held-out reward"
 OVERDONE_NOTE = (
     "Scaled as the gap, from `pretrained` to the final samples: transfer = held-out gain / train gain. 1: the held-out "
     "reward gains what the training reward does; 0: nothing; below 0: the reward is over-optimised. Peak loss, where "
-    "the held-out reward was measured on the way (`eval.every`): how far the final samples lie below the best of those; "
-    "noise alone makes it positive."
+    "the held-out reward was measured on the way (`eval.every`): how far the final samples lie below the best of "
+    "those; noise alone makes it positive."
 )
 """What its columns mean."""
 
