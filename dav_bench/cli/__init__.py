@@ -22,6 +22,10 @@ COMMANDS = {
     ),
     "leaderboard": ("dav_bench.cli.results:leaderboard", "Show, publish or check the leaderboard of a task."),
     "results": ("dav_bench.cli.results:app", "List and show runs."),
+    "report": (
+        "dav_bench.cli.report:report",
+        "Write the boards, charts, samples and runs as a website that opens from disk.",
+    ),
     "plot": ("dav_bench.cli.plot:app", "Draw pictures of runs and boards."),
     "list": ("dav_bench.cli.plugins:list_components", "List methods, tasks, models, rewards or metrics."),
     "show": ("dav_bench.cli.plugins:show", "Show a component: settings, their sources, needs."),

@@ -110,7 +110,7 @@ def pareto_chart(
     bends = {"xbend": bend(p.get(across.name) for p in data), "ybend": bend(p.get(up.name) for p in data)}
     title = (heading(across), heading(up)) if titles else (None, None)
     places = {"x": "datum[xcol]", "lo": "datum[xcol + ' lo']", "hi": "datum[xcol + ' hi']"}
-    scale = {"type": "symlog", "constant": {"expr": "xbend"}}
+    scale = {"type": "symlog", "constant": {"expr": "xbend"}, "zero": False}
     return _scatter(data, what, names | bends, places, title, scale, board)
 
 
@@ -163,18 +163,11 @@ def _scatter(
     families = [p["family"] for p in data]
     params = [alt.param(name=name, value=value) for name, value in values.items()]
     params.append(_shown(families))
-    base = (
-        alt.Chart(alt.Data(values=data))
-        .transform_filter(_SHOWN)
-        .transform_calculate(
-            x=across["x"], xlo=across["lo"], xhi=across["hi"],
-            y="datum[ycol]", ylo="datum[ycol + ' lo']", yhi="datum[ycol + ' hi']",
-        )
-        .transform_filter("isValid(datum.x) && isValid(datum.y)")
-    )  # fmt: skip
+    base = alt.Chart()
     axis = {"labelOverlap": "greedy", "tickCount": 6}
-    lines = {"grid": scale["type"] != "log", "format": "~s" if scale["type"] == "log" else alt.Undefined}
-    at_x = alt.X("x:Q", scale=alt.Scale(**{"zero": False, "padding": 18, **scale}), title=titles[0],
+    log = scale["type"] == "log"
+    lines = {"grid": not log, "format": "~s" if log else alt.Undefined}
+    at_x = alt.X("x:Q", scale=alt.Scale(padding=18, **scale), title=titles[0],
                  axis=alt.Axis(**axis, **lines))  # fmt: skip
     at_y = alt.Y("y:Q", scale=alt.Scale(type="symlog", constant={"expr": "ybend"}, zero=False, padding=18),
                  title=titles[1], axis=alt.Axis(**axis))  # fmt: skip
@@ -195,10 +188,11 @@ def _scatter(
     front = ahead.mark_line(
         strokeDash=[2, 4], strokeWidth=1.25, color="#888888", interpolate="step-before"
     ).encode(at_x, at_y, order="u:Q")
-    wide = base.mark_rule(strokeWidth=1.25, opacity=0.55).encode(at_x, at_y, alt.X2("xhi"), hue).transform_filter(
-        "isValid(datum.xlo)"
-    )  # fmt: skip
-    wide = wide.encode(x=alt.X("xlo:Q", title=titles[0]))
+    wide = (
+        base.transform_filter("isValid(datum.xlo)")
+        .mark_rule(strokeWidth=1.25, opacity=0.55)
+        .encode(alt.X("xlo:Q", title=titles[0]), at_y, alt.X2("xhi"), hue)
+    )
     tall = base.transform_filter("isValid(datum.ylo)").mark_rule(strokeWidth=1.25, opacity=0.55).encode(
         at_x, alt.Y("ylo:Q", title=titles[1]), alt.Y2("yhi"), hue
     )  # fmt: skip
@@ -218,8 +212,17 @@ def _scatter(
         .mark_text(**text)
         .encode(at_x, at_y, alt.Text("row:N"))
     )
-    layers = [front, wide, tall, dots, label, yard]
-    return _dressed(alt.layer(*layers).add_params(*params), what, HEIGHT)
+    chart = (
+        alt.layer(front, *([] if across["lo"] == "null" else [wide]), tall, dots, label, yard)
+        .add_params(*params)
+        .transform_filter(_SHOWN)
+        .transform_calculate(
+            x=across["x"], xlo=across["lo"], xhi=across["hi"],
+            y="datum[ycol]", ylo="datum[ycol + ' lo']", yhi="datum[ycol + ' hi']",
+        )
+        .transform_filter("isValid(datum.x) && isValid(datum.y)")
+    )  # fmt: skip
+    return _dressed(chart, what, HEIGHT, data)
 
 
 def _legend(titles: tuple[str | None, str | None], title: str) -> Any:
@@ -254,45 +257,50 @@ def densities_chart(
     low, high = _window([v for _, _, v in held])
     grid = np.linspace(low, high, GRID)
     curves = [density(v, grid) for _, _, v in held]
-    data, ticks = [], []
+    data = []
     for i, ((name, family, values), curve) in enumerate(zip(held, curves, strict=True)):
         peak = curve.max() or 1.0
-        data.append({"i": -i, "family": family.title, "height": [round(0.92 * b / peak, 3) for b in curve]})
-        ticks.append({"i": -i, "top": -i + 0.5, "x": _short(float(np.median(values))), "row": name,
-                      "family": family.title, "n": len(values)})  # fmt: skip
+        data.append({"row": name, "family": family.title, "i": -i, "top": -i + 0.5, "n": len(values),
+                     "median": _short(float(np.median(values))),
+                     "height": [round(0.92 * b / peak, 3) for b in curve]})  # fmt: skip
     names = [name for name, _, _ in held]
     families = [family.title for _, family, _ in held]
     hue = _hue(families)
-    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[-len(names) + 0.8, 1.0], nice=False),
-              axis=alt.Axis(values=[-i for i in range(len(names))], grid=True, labelExpr=f"{names!r}[-datum.value]",
-                            labelLimit=140, labelBaseline="bottom",
-                            labelOverlap=False))  # fmt: skip
+    level = {
+        "title": None,
+        "scale": alt.Scale(domain=[-len(names) + 0.8, 1.0], nice=False),
+        "axis": alt.Axis(
+            values=[-i for i in range(len(names))], labelExpr=f"{names!r}[-datum.value]", labelLimit=140,
+            labelBaseline="bottom", labelOverlap=False,
+        ),
+    }  # fmt: skip
     title = {c.name: c.title for c in board.columns}.get(
         "reward-heldout" if "heldout" in key else "reward", key
     )
-    x = alt.X("x:Q", title=f"{title} of single samples", scale=alt.Scale(domain=[low, high], nice=False))
+    across = {
+        "title": f"{title} of single samples",
+        "scale": alt.Scale(domain=[low, high], nice=False),
+        "axis": alt.Axis(labelOverlap="greedy", tickCount=8),
+    }
+    step = (high - low) / (GRID - 1)
     ridge = (
-        alt.Chart(alt.Data(values=data))
-        .transform_filter(_SHOWN)
+        alt.Chart()
         .transform_flatten(["height"])
         .transform_window(k="row_number()", groupby=["i"])
-        .transform_calculate(
-            x=f"{low} + (datum.k - 1) * {(high - low) / (GRID - 1)}", y="datum.i + datum.height"
-        )
+        .transform_calculate(x=f"{low} + (datum.k - 1) * {step}", y="datum.i + datum.height")
         .mark_area(opacity=0.45, line={"strokeWidth": 1.25}, clip=True)
-        .encode(x, y, alt.Y2("i"), hue, detail="i:N")
+        .encode(alt.X("x:Q", **across), alt.Y("y:Q", **level), alt.Y2("i"), hue, detail="i:N")
     )
+    tips = [alt.Tooltip("row:N", title="method"), alt.Tooltip("median:Q", format=",.4~g"),
+            alt.Tooltip("n:Q", title="samples")]  # fmt: skip
     middle = (
-        alt.Chart(alt.Data(values=ticks))
+        alt.Chart()
         .mark_rule(strokeWidth=2)
-        .encode(x, alt.Y("i:Q", title=None), alt.Y2("top"), hue, tooltip=[
-            alt.Tooltip("row:N", title="method"), alt.Tooltip("x:Q", title="median", format=",.4~g"),
-            alt.Tooltip("n:Q", title="samples"),
-        ])
-    )  # fmt: skip
-    layers = alt.layer(ridge, middle.transform_filter(_SHOWN)).add_params(_shown(families))
+        .encode(alt.X("median:Q", **across), alt.Y("i:Q", **level), alt.Y2("top"), hue, tooltip=tips)
+    )
+    layers = alt.layer(ridge, middle).add_params(_shown(families)).transform_filter(_SHOWN)
     what = f"{title} of single samples for {len(names)} rows of {board.terms.task}"
-    return _dressed(layers, what, 60 + 34 * len(names))
+    return _dressed(layers, what, 60 + 34 * len(names), data)
 
 
 def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -339,26 +347,20 @@ def curves_chart(
         return None
     title = {c.name: c.title for c in board.columns}.get(metric, metric)
     spent = "network rows" if over == "cost" else "reward rows"
-    base = (
-        alt.Chart(alt.Data(values=data))
-        .transform_filter(_SHOWN)
-        .encode(
-            alt.X(
-                "spent:Q",
-                title=f"{spent} spent on training",
-                axis=alt.Axis(format="~s", labelOverlap="greedy"),
-            ),
-            alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-            _hue([p["family"] for p in data]),
-            detail=["row:N", "seed:N"],
-        )
+    base = alt.Chart().encode(
+        alt.X(
+            "spent:Q", title=f"{spent} spent on training", axis=alt.Axis(format="~s", labelOverlap="greedy")
+        ),
+        alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+        _hue([p["family"] for p in data]),
+        detail=["row:N", "seed:N"],
     )
     tips = [alt.Tooltip("row:N", title="method"), alt.Tooltip("seed:N"), alt.Tooltip("spent:Q", format=",.4~g"),
             alt.Tooltip("value:Q", title=title, format=",.4~g")]  # fmt: skip
     lines = base.mark_line(strokeWidth=1.5, opacity=0.8)
     dots = base.mark_point(filled=True, size=24, opacity=1).encode(tooltip=tips)
-    layers = alt.layer(lines, dots).add_params(_shown([p["family"] for p in data]))
-    return _dressed(layers, f"{title} over {spent} spent on training, {board.terms.task}", HEIGHT)
+    layers = alt.layer(lines, dots).add_params(_shown([p["family"] for p in data])).transform_filter(_SHOWN)
+    return _dressed(layers, f"{title} over {spent} spent on training, {board.terms.task}", HEIGHT, data)
 
 
 def save(chart: Any, path: Path) -> None:
@@ -423,11 +425,14 @@ def bend(values: Iterable[float | None]) -> float:
     return _short(middle) if far else 1e6 * float(x.max() if len(x) and x.max() > 0 else 1.0)
 
 
-def _dressed(chart: Any, what: str, height: int) -> Any:
+def _dressed(chart: Any, what: str, height: int, data: Any) -> Any:
     """Size, description and plain looks; a page colours text and grid by its own style sheet."""
+    import altair as alt
+
     font = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-    return (
-        chart.properties(width="container", height=height, description=what, autosize={"type": "fit-x", "contains": "padding"})
+    size = {"width": "container", "height": height, "autosize": {"type": "fit", "contains": "padding"}}
+    chart = (
+        chart.properties(description=what, **size)
         .configure(font=font, background="transparent", padding={"left": 4, "right": 8, "top": 8, "bottom": 4})
         .configure_view(stroke=None)
         .configure_axis(
@@ -436,3 +441,5 @@ def _dressed(chart: Any, what: str, height: int) -> Any:
         )
         .configure_text(color="#555555")
     )  # fmt: skip
+    chart.data = alt.Data(values=data)  # last, since altair copies what a chart holds with each change
+    return chart
