@@ -300,7 +300,8 @@ class _Run:
         """Train, search or both; evaluate; save."""
         last = self.run.load_checkpoint()
         if not self.run.env:
-            self.run.write_env(environment() | {"execution": vars(self.machine)})
+            execution = {"execution": vars(self.machine), "assets": self.task.asset_hashes}
+            self.run.write_env(environment() | execution)
         rounds = self.method.training.rounds if self.trains and self.method.training else 0
         done = last[0] if last else 0
         started = RunStarted(self.spec, self.run.path, self.spec.label, self.run.env, rounds, done)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,10 @@ from dav_bench.store import RunDir
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+FOREIGN = "foreign"
+"""Folder of imported runs in a results folder, beside `runs`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class RunRecord:
     """run.json."""
     problem: str | None = None
     """Why the folder could not be read; None for a readable run."""
+    foreign: bool = False
+    """Imported from a bundle: somebody else's run."""
 
     @property
     def name(self) -> str:
@@ -47,10 +53,16 @@ class RunRecord:
 
 
 def scan(root: Path | str, task: str | None = None) -> list[RunRecord]:
-    """All runs in a results folder (`<root>/runs/<task>/<label>/<run>`), by path; damaged ones are named."""
-    pattern = f"runs/{task.replace('/', '~') if task else '*'}/*/*"
-    folders = sorted(p for p in Path(root).glob(pattern) if p.is_dir() and not p.name.startswith("."))
-    return [_record(folder) for folder in folders]
+    """All runs in a results folder (`<root>/runs/<task>/<label>/<run>`), by path, then imported ones.
+
+    Damaged folders are named.
+    """
+    below = f"{task.replace('/', '~') if task else '*'}/*/*"
+    found = []
+    for kind in ("runs", FOREIGN):
+        folders = (p for p in Path(root).glob(f"{kind}/{below}") if p.is_dir() and not p.name.startswith("."))
+        found += [replace(_record(folder), foreign=kind == FOREIGN) for folder in sorted(folders)]
+    return found
 
 
 def _record(folder: Path) -> RunRecord:
@@ -76,6 +88,7 @@ def find(root: Path | str, name: str) -> RunDir:
         return RunDir.open(name)
     records = scan(root)
     hits = [r for r in records if r.name == name] or [r for r in records if r.name.startswith(name)]
+    hits = [r for r in hits if not r.foreign] or hits
     if len(hits) == 1:
         return RunDir.open(hits[0].path)
     if hits:
@@ -93,7 +106,7 @@ def runs_frame(records: Sequence[RunRecord]) -> pl.DataFrame:
     """The records as a table, one row per run."""
     import polars as pl
 
-    columns = ("task", "label", "run", "seed", "status", "started", "ended", "problem", "path")
+    columns = ("task", "label", "run", "seed", "status", "started", "ended", "problem", "foreign", "path")
     rows = [
         (
             r.task,
@@ -103,9 +116,11 @@ def runs_frame(records: Sequence[RunRecord]) -> pl.DataFrame:
             r.status,
             *map(r.meta.get, ("started", "ended")),
             r.problem,
+            r.foreign,
             str(r.path),
         )
         for r in records
     ]
-    schema = {c: pl.Int64 if c == "seed" else pl.String for c in columns}
+    types = {"seed": pl.Int64, "foreign": pl.Boolean}
+    schema = {c: types.get(c, pl.String) for c in columns}
     return pl.DataFrame(rows, schema=schema, orient="row")

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,7 +117,11 @@ class RunDir:
     def open(cls, path: Path | str) -> RunDir:
         """Read an existing run; refuses a newer schema and a folder without a readable run.json."""
         run = cls(Path(path))
-        check_schema(run.meta.get("schema"), run.path / "run.json")
+        meta = run.meta
+        check_schema(meta.get("schema"), run.path / "run.json")
+        wrong = [key for key, right in _SHAPE.items() if not right(meta.get(key))]
+        if wrong:
+            raise damaged(run.path / "run.json", ValueError(f"it lacks or misstates {wrong[0]}"))
         return run
 
     @classmethod
@@ -376,7 +380,9 @@ class RunDir:
         if self._lock is not None and self._metrics is not None:
             return self._metrics
         path = self.path / "metrics.parquet"
-        return read_parquet(path) if path.exists() else pl.DataFrame(schema=_schema())
+        if not path.exists():
+            return pl.DataFrame(schema=_schema())
+        return _checked(read_parquet(path), _schema(), path)
 
     def write_samples(self, columns: Mapping[str, Any]) -> None:
         """Write samples.parquet from columns of equal length: lists, arrays or tensors.
@@ -393,7 +399,8 @@ class RunDir:
 
     def samples(self) -> pl.DataFrame:
         """samples.parquet."""
-        return read_parquet(self.path / "samples.parquet")
+        path = self.path / "samples.parquet"
+        return _checked(read_parquet(path), {"index": _sample_type("index")}, path)
 
     def _identity(self) -> str:
         return str(self.meta.get("identity", {}).get("hash", ""))
@@ -466,6 +473,35 @@ def _beat_regularly(run: RunDir) -> None:
             del owner
 
     threading.Thread(target=beat, name="dav-bench heartbeat", daemon=True).start()
+
+
+def _is_identity(value: Any) -> bool:
+    return isinstance(value, dict) and type(value.get("version")) is int and isinstance(value.get("hash"), str)
+
+
+def _is_meter(value: Any) -> bool:
+    phases = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(p, dict) and all(type(n) in (int, float) for n in p.values()) for p in phases)
+
+
+_SHAPE: Mapping[str, Callable[[Any], bool]] = {
+    "identity": _is_identity,
+    "label": lambda value: isinstance(value, str),
+    "task": lambda value: isinstance(value, str),
+    "seed": lambda value: type(value) is int,
+    "status": lambda value: value in STATUSES,
+    "meter": _is_meter,
+    "peak_mb": lambda value: value is None or type(value) in (int, float),
+}
+"""What readers rely on in run.json, whoever last edited it."""
+
+
+def _checked(frame: pl.DataFrame, columns: Mapping[str, Any], path: Path) -> pl.DataFrame:
+    """The table, if it has these columns: another one of ours in its place is readable and wrong."""
+    wrong = [name for name, kind in columns.items() if frame.schema.get(name) != kind]
+    if wrong:
+        raise damaged(path, ValueError(f"it has no column {wrong[0]!r} of the right type"))
+    return frame
 
 
 def _schema() -> dict[str, Any]:

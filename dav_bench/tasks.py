@@ -128,7 +128,7 @@ class TaskSpec:
             "model": self.model,
             "reward": self.rewards,
             "metrics": self.metrics,
-            "assets": {Path(os.path.relpath(p, self.folder)).as_posix(): _sha256(p) for p in self._asset_files()},
+            "assets": self.asset_hashes,
         }
         measured |= {"exact": True} if self.exact else {}
         measured |= {"target": self.target} if self.target else {}
@@ -139,6 +139,11 @@ class TaskSpec:
     def digest(self) -> str:
         """Hash of the file and the assets: equal copies of a task are one task."""
         return hashlib.sha256((self.folder / "task.toml").read_bytes() + self.hash.encode()).hexdigest()
+
+    @cached_property
+    def asset_hashes(self) -> dict[str, str]:
+        """sha256 of each file the task measures with, by its path from the folder."""
+        return {Path(os.path.relpath(p, self.folder)).as_posix(): _sha256(p) for p in self._asset_files()}
 
     def _asset_files(self) -> list[Path]:
         found: set[Path] = set()

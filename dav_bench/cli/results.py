@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dav_bench.cli import share
 from dav_bench.errors import DavBenchError, ExitCode, near
 
 if TYPE_CHECKING:
@@ -25,6 +27,12 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.callback()
 def _results() -> None:
     """List and show runs."""
+
+
+app.command("bundle")(share.bundle)
+app.command("import")(share.import_)
+app.command("migrate")(share.migrate)
+app.command("rm")(share.rm)
 
 
 @app.command("ls")
@@ -57,6 +65,7 @@ def _line(record: RunRecord) -> tuple[Any, ...]:
             reward = f"{_final(record.run)['reward']:.3f}"
         except (DavBenchError, KeyError) as error:
             note = str(error)
+    note = " · ".join(filter(None, ("foreign" if record.foreign else "", note)))
     started = str(record.meta.get("started", ""))[:16].replace("T", " ")
     return record.task, record.label, record.name, record.seed, record.status, reward, started, note
 
@@ -191,7 +200,8 @@ def _publish(name: str, path: Path, out: Path, only: set[str] | None) -> Board:
 
     records = [r for r in scan(out, name) if only is None or only & {r.label, r.name.partition("-")[0]}]
     render.notice(f"{r.path}: {r.problem}" for r in records if r.problem)
-    done = publish(find_task(name), [r.run for r in records if r.status == "done"], path)
+    mine = [r for r in records if not r.foreign]  # a board is what was run here
+    done = publish(find_task(name), [r.run for r in mine if r.status == "done"], path)
     for line in done.left_out:
         render.notice_line(f"not published: {line}")
     render.notice_line(f"{len(done.added)} runs published in {path}")
@@ -219,7 +229,8 @@ def _gather(name: str, path: Path, out: Path, only: set[str] | None) -> Board:
             if record.problem is not None:
                 problems.append(f"{record.path}: {record.problem}")
             elif record.status == "done":
-                local.append(read_row(record.run, task))
+                source = "foreign" if record.foreign else "local"
+                local.append(replace(read_row(record.run, task), source=source))
         except DavBenchError as error:
             problems.append(f"{record.path}: {error.what}")
     render.notice(problems)
