@@ -23,6 +23,7 @@ PACKAGES = (
     "rapidfuzz",
     "diffusers",
     "transformers",
+    "peft",
     "typer",
     "pluggy",
 )

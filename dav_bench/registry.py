@@ -233,15 +233,18 @@ def _names(value: str | Iterable[str], key: str, name: str) -> tuple[str, ...]:
 def active(conditions: Iterable[str], values: Mapping[str, Any]) -> set[str]:
     """Capabilities whose condition holds: "reward.grad if guide" counts when `values["guide"]` is truthy.
 
-    "a if not b" negates; "a if field=value" and "a if field!=value" compare as text, or as numbers where both are.
+    "a if not b" negates; "a if field=value" and "a if field!=value" compare as text, or as numbers where both are;
+    "a if b and c" needs both.
     """
     return {c.split(" if ")[0] for c in conditions if _holds(c, values)}
 
 
 def _holds(condition: str, values: Mapping[str, Any]) -> bool:
-    _, _, test = condition.partition(" if ")
-    if not test:
-        return True
+    _, _, tests = condition.partition(" if ")
+    return not tests or all(_passes(test, values) for test in tests.split(" and "))
+
+
+def _passes(test: str, values: Mapping[str, Any]) -> bool:
     if "!=" in test:
         key, _, wanted = test.partition("!=")
         return not _same(values.get(key.strip()), wanted.strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dav_bench.builtin import image_rewards, particles, parts, toy
+from dav_bench.builtin.diffusion import EmojiDiffusion, Pipeline
 from dav_bench.builtin.gosai import GosaiModel, GosaiReward
 from dav_bench.builtin.methods import (
     DAV,
@@ -33,6 +34,7 @@ _GAUSSIAN = (
     "continuous",
     "step.memoryless if eta=1.0",
 )  # a deterministic chain has no densities, and only with all the noise of DDPM does x_0 not depend on x_T
+_LATENT = (*(name for name in _GAUSSIAN if "memoryless" not in name), "prompts")
 _MASKED = (*_STEP, "tokens")
 _TREE = ("step", "step.tilt if guide", "step.log_prob if guide", "reward.grad if guide")
 _ANCHOR = ("reference if anchor=ref", "step.log_prob if anchor=ref")
@@ -82,7 +84,7 @@ def register_methods(register: Register) -> None:
              summary="particles steered by Feynman-Kac potentials, the best one kept",
              paper="arXiv:2501.06848")  # fmt: skip
     register("guidance", at + "particles:guidance", config=particles.Guidance, search="guidance",
-             requires=("step", "step.tilt", "reward.grad"), paper="arXiv:2209.14687",
+             requires=("step", "step.log_prob", "step.tilt", "reward.grad"), paper="arXiv:2209.14687",
              summary="steps tilted by the reward gradient, without weights (DPS, classifier guidance)")  # fmt: skip
     register("dav", at + "dav:build", config=DAV, requires=(*_TREE, *_ANCHOR, *_FIT), tunes=True, search="tree",
              summary="search for better trajectories, fit the model to them, repeat", paper=_DAV_PAPER)  # fmt: skip
@@ -147,7 +149,7 @@ def register_searchers(register: Register) -> None:
     register("fk", at + "fk", config=particles.FK, requires=_PARTICLES,
              summary="particles steered by Feynman-Kac potentials, the best one kept")  # fmt: skip
     register("guidance", at + "guidance", config=particles.Guidance,
-             requires=("step", "step.tilt", "reward.grad"),
+             requires=("step", "step.log_prob", "step.tilt", "reward.grad"),
              summary="steps tilted by the reward gradient, without weights")  # fmt: skip
 
 
@@ -168,6 +170,13 @@ def register_models(register: Register) -> None:
     register("gosai", at + "gosai:build", config=GosaiModel, provides=_MASKED, domain="sequence",
              summary="published masked diffusion of measured 200-base enhancers (file not shipped)",
              paper="arXiv:2410.13643")  # fmt: skip
+    register("emoji-diffusion", at + "diffusion.model:build_emoji", config=EmojiDiffusion,
+             provides=(*_GAUSSIAN, "prompts"), domain="image",
+             summary="latent diffusion of emoji from words, 64 x 64 pixels, trained here", paper="arXiv:2112.10752")  # fmt: skip
+    register("diffusers", at + "diffusion.model:build", config=Pipeline,
+             provides=(*_LATENT, "step.memoryless if process=ddim and eta=1.0"), domain="image",
+             summary="a pipeline of Stable Diffusion 1-3, SDXL or LCM (path: a folder or hub id; not shipped)",
+             paper="arXiv:2112.10752")  # fmt: skip
     register("toy-mixture", at + "mixture:build_mixture", config=toy.ToyMixture,
              provides=(*_GAUSSIAN, "target"), domain="vector",
              summary="mixture of Gaussians whose exact posterior is known; two on a line by default")  # fmt: skip
@@ -253,6 +262,24 @@ def register_metrics(register: Register) -> None:
              summary="exact log-likelihood under the pretrained law, in nats")  # fmt: skip
     register("bound", exact + "bound", unit="sample", reduce="mean", domain="sequence",
              summary="share of 8-mers with an E-score above 0.45, specifically bound by SIX6")  # fmt: skip
+    image = "dav_bench.builtin.metrics.image:"
+    register("looks-entropy", image + "looks_entropy", role="diversity", unit="set", domain="image",
+             summary="entropy of artists and backgrounds within a prompt, in nats")  # fmt: skip
+    register("clip-distance", image + "clip_distance", role="diversity", unit="set", domain="image",
+             summary="mean cosine distance of two pictures of a prompt in CLIP features")  # fmt: skip
+    register("vendi", image + "vendi", role="diversity", unit="set", domain="image", paper="arXiv:2210.02410",
+             summary="how many different pictures those of a prompt amount to, in CLIP features")  # fmt: skip
+    register("lpips", image + "lpips", role="diversity", unit="set", domain="image", paper="arXiv:1801.03924",
+             summary="mean LPIPS of two pictures of a prompt (backbone not shipped)")  # fmt: skip
+    register("clipscore", image + "clipscore", unit="sample", reduce="mean", domain="image",
+             requires="prompts", paper="arXiv:2104.08718",
+             summary="agreement of a picture with its prompt by a CLIP model no method sees")  # fmt: skip
+    register("imagereward", image + "imagereward", unit="sample", reduce="mean", domain="image",
+             requires="prompts", paper="arXiv:2304.05977",
+             summary="ImageReward of a picture and its prompt (weights not shipped)")  # fmt: skip
+    register("kid", image + "kid", role="natural", better="down", unit="set", domain="image",
+             requires="prompts", paper="arXiv:1801.01401",
+             summary="kernel distance to the training pictures of the same prompt, in CLIP features")  # fmt: skip
     gosai = "dav_bench.builtin.metrics.gosai:"
     register("gosai-accessibility", gosai + "accessibility", role="quality", unit="sample", reduce="mean",
              domain="sequence", summary="share of samples the ATAC classifier calls open in HepG2")  # fmt: skip

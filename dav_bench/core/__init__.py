@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .pathwise import Pathwise
     from .policy import PolicyGradient
     from .preference import KnownPairs, Pairs, Preference
-    from .process import GaussianProcess, MaskedProcess
+    from .process import ConsistencyProcess, FlowProcess, GaussianProcess, MaskedProcess
     from .protocols import Batch, Context, Item, Loss, NonFinite, Reward, Searcher, Value
     from .resample import Interval, Potential, Tempering
     from .search import BestOf, RealSamples, Rollout, Seeds, TreeSearch
@@ -44,7 +44,7 @@ _HOME = {
     "pathwise": ("Pathwise",),
     "policy": ("PolicyGradient",),
     "preference": ("KnownPairs", "Pairs", "Preference"),
-    "process": ("GaussianProcess", "MaskedProcess"),
+    "process": ("ConsistencyProcess", "FlowProcess", "GaussianProcess", "MaskedProcess"),
     "protocols": ("Batch", "Context", "Item", "Loss", "NonFinite", "Reward", "Searcher", "Value"),
     "resample": ("Interval", "Potential", "Tempering"),
     "search": ("BestOf", "RealSamples", "Rollout", "Seeds", "TreeSearch"),
@@ -61,8 +61,10 @@ __all__ = [
     "AdjointMatching",
     "Batch",
     "BestOf",
+    "ConsistencyProcess",
     "Context",
     "ExactValue",
+    "FlowProcess",
     "GainWeights",
     "GaussianProcess",
     "GaussianStep",

@@ -27,9 +27,8 @@ def reward_gradient(ctx: Context, batch: Batch) -> Tensor:
     for c in chunks(len(x0), ctx.policy.micro_batch):
         with torch.enable_grad():
             x = x0[c].detach().requires_grad_(True)
-            value = ctx.reward(
-                ctx.policy.decode(ctx.policy.process.clean(x)), None if batch.cond is None else batch.cond[c]
-            )
+            cond = None if batch.cond is None else batch.cond[c]
+            value = ctx.score(ctx.policy, ctx.policy.process.clean(x), cond)
             parts.append(torch.autograd.grad(value.sum(), x)[0])
     ctx.meter.count("reward_backward", len(x0))
     return _finite("the reward gradient", torch.cat(parts))

@@ -118,12 +118,10 @@ class ValueRegression(Loss):
 
 
 def noise_error(model: Model, step: Step, ref: Step, item: Item) -> Tensor:
-    """(b,) mean squared difference of the two noise predictions (dav.md A8)."""
+    """(b,) mean squared difference of the two noise predictions, or velocities (dav.md A8)."""
     if not isinstance(step, GaussianStep) or not isinstance(model.process, GaussianProcess):
         raise ValueError("kl_form 'mse' is defined for Gaussian steps only")
-    a = model.process.share(item.i, item.x)
-    eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (step.x0 - ref.x0)
-    return (eps**2).flatten(1).mean(1)
+    return model.process.distance(step.x0, ref.x0, item.x, item.i)
 
 
 @contextmanager

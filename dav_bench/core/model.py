@@ -145,8 +145,6 @@ class Model:
         return twin
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        if self is self._reference:  # which may share its parameters with the policy
-            return {}
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
 
@@ -178,6 +176,10 @@ class MeteredReward:
     meter: Meter
     micro_batch: int | None = None
     name: str = "reward"
+
+    @property
+    def domain(self) -> str:
+        return getattr(self.reward, "domain", "")
 
     def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
         """(B,) float32 or better; raises NonFinite when a value is NaN or infinite."""

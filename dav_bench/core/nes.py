@@ -35,6 +35,10 @@ class NES:
         if self.n < 1 or not self.sigma > 0:
             raise ValueError(f"NES needs n >= 1 and sigma > 0, not n = {self.n} and sigma = {self.sigma}")
 
+    @property
+    def domain(self) -> str:
+        return getattr(self.reward, "domain", "")
+
     def __call__(self, sample: Tensor, cond: Tensor | None = None) -> Tensor:
         """(B,) the reward itself; where its gradient is asked for, that is estimated in the backward pass."""
         if torch.is_grad_enabled() and sample.requires_grad:

@@ -98,8 +98,8 @@ def look_and_lean(world: _World, value: Value, parents: Seen | None, x: Tensor, 
 
     grads, computed = _table(held.grad, first, base, wanted, gradient)
     preds, _ = _table(held.pred, first, base, wanted, lambda _: made[2])  # type: ignore[index]
-    for what in ("shared", "reward_shared"):
-        model.meter.count(what, len(x) - computed)
+    model.count("shared", len(x) - computed)
+    model.meter.count("reward_shared", len(x) - computed)
     seen = Seen(x, preds[mine], None, grads[mine])
     if not score:
         return seen
@@ -412,7 +412,7 @@ class Guidance:
     on: Literal["policy", "ref"] = "policy"
     keep: bool = True
 
-    requires = frozenset({"step", "step.tilt", "reward.grad"})
+    requires = frozenset({"step", "step.log_prob", "step.tilt", "reward.grad"})
 
     def __call__(self, ctx: Context, noise: Noise, cond: Tensor | None = None) -> Batch:
         search = SMC(1, 1.0, guide=True, rate=self.rate, strength=self.scale, value=self.value, points=Interval(1, 0),

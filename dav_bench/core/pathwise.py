@@ -195,7 +195,7 @@ class Pathwise(Loss):
             hard = F.one_hot(clean.argmax(-1), clean.shape[-1]).to(clean)
             clean = hard + (clean - clean.detach())
             x = F.pad(hard, (0, 1))
-        reward = ctx.reward(ctx.policy.decode(clean), cond)
+        reward = ctx.score(ctx.policy, clean, cond)
         ctx.meter.count("reward_backward", len(reward))
         item.report(process.pack(x[::n]), reward[::n])
         if self.kl:

@@ -17,6 +17,9 @@ from torch import Tensor
 from .noise import Noise
 from .steps import GaussianStep, MaskedStep, SingleRevealStep
 
+DENSITY = frozenset({"step.log_prob", "step.tilt", "step.kl"})
+"""What a step gives that has noise of its own."""
+
 
 def cosine(steps: int, floor: float = 1e-4) -> Tensor:
     """(T + 1,) signal share cos²(πi/2T), clean first (Nichol and Dhariwal 2021 without the offset)."""
@@ -24,7 +27,16 @@ def cosine(steps: int, floor: float = 1e-4) -> Tensor:
 
 
 class GaussianProcess:
-    """DDPM (eta = 1) and DDIM (eta < 1) on a grid of signal shares (Song et al. 2021, equations 12 and 16)."""
+    """DDPM (eta = 1) and DDIM (eta < 1) on a grid of signal shares (Song et al. 2021, equations 12 and 16).
+
+    Args:
+        shape: of a state.
+        steps: T.
+        eta: share of DDPM's noise in a step; 0 is an ODE.
+        alphas_bar: (T + 1,) signal shares, clean first; those of the cosine schedule by default.
+        prediction: what the network predicts.
+        times: (T + 1,) what the network is told at each index; i / T by default.
+    """
 
     kind = "gaussian"
 
@@ -35,22 +47,35 @@ class GaussianProcess:
         eta: float = 1.0,
         alphas_bar: Tensor | None = None,
         prediction: Literal["x0", "eps", "v"] = "x0",
+        times: Tensor | None = None,
     ) -> None:
         self.shape, self.T, self.eta, self.prediction = tuple(shape), steps, eta, prediction
         self.alphas_bar = cosine(steps) if alphas_bar is None else alphas_bar.double()
-        if len(self.alphas_bar) != steps + 1:
-            raise ValueError(
-                f"alphas_bar has {len(self.alphas_bar)} entries for {steps} steps; it needs {steps + 1}"
-            )
+        self.times = torch.arange(steps + 1) / steps if times is None else times
+        for name, table in (("alphas_bar", self.alphas_bar), ("times", self.times)):
+            if len(table) != steps + 1:
+                raise ValueError(f"{name} has {len(table)} entries for {steps} steps; it needs {steps + 1}")
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Capabilities beyond those of any chain: a deterministic chain has no densities, and only with all the
+        noise of DDPM does x_0 not depend on x_T."""
+        noisy = DENSITY if self.eta else frozenset()
+        return noisy | {"continuous"} | ({"step.memoryless"} if self.eta == 1 else set())
+
+    @staticmethod
+    def _at(table: Tensor, i: int | Tensor, x: Tensor) -> Tensor:
+        """(B, 1, ...) entries i of a table, in the dtype of x."""
+        index = torch.as_tensor(i).expand(len(x)).to(table.device)
+        return table[index].to(x).view(-1, *[1] * (x.ndim - 1))
 
     def share(self, i: int | Tensor, x: Tensor) -> Tensor:
         """Signal share at i, (B, 1, ...) in the dtype of x."""
-        index = torch.as_tensor(i).expand(len(x)).to("cpu")
-        return self.alphas_bar[index].to(x).view(-1, *[1] * (x.ndim - 1))
+        return self._at(self.alphas_bar, i, x)
 
     def time(self, i: int | Tensor, x: Tensor) -> Tensor:
-        """(B,) what the network is told: i / T."""
-        return (torch.as_tensor(i, device=x.device).expand(len(x)) / self.T).to(x.dtype)
+        """(B,) what the network is told: i / T, or the entry of `times`."""
+        return self._at(self.times, i, x).flatten()
 
     def prior(self, noise: Noise, dtype: torch.dtype = torch.float32) -> Tensor:
         return noise.normal(*self.shape, dtype=dtype)
@@ -88,6 +113,105 @@ class GaussianProcess:
         eps = (x - a.sqrt() * x0) / (1 - a).clamp_min(1e-12).sqrt()
         return ((self._pair(pred, x, i)[1] - eps) ** 2).flatten(1).mean(1)
 
+    def distance(self, x0: Tensor, other: Tensor, x: Tensor, i: int | Tensor) -> Tensor:
+        """(B,) the error that `loss` measures, between two clean predictions from x_i."""
+        a = self.share(i, x)
+        eps = (a.sqrt() / (1 - a).clamp_min(1e-12).sqrt()) * (x0 - other)
+        return (eps**2).flatten(1).mean(1)
+
+
+class ConsistencyProcess(GaussianProcess):
+    """Multistep consistency sampling: predict x_0, then noise it anew to the next level (Song et al. 2023,
+    algorithm 1; latent consistency models, Luo et al. 2023).
+
+    p(x_{i−1} | x_i) = N(√b f(x_i), 1 − b), b the share at i − 1, so that every step has a density but the last
+    one, which is f itself: share 1 at index 0.  f(x_i) = c_skip x_i + c_out x̂_0.
+
+    Args:
+        shape, steps, alphas_bar, prediction, times: as of a Gaussian process.
+        skip: (T + 1,) c_skip at each index.
+        out: (T + 1,) c_out.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        steps: int,
+        alphas_bar: Tensor,
+        skip: Tensor,
+        out: Tensor,
+        prediction: Literal["x0", "eps", "v"] = "eps",
+        times: Tensor | None = None,
+    ) -> None:
+        super().__init__(shape, steps, 1.0, alphas_bar, prediction, times)
+        self.skip, self.out = skip, out
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """x_0 depends on x_T through every prediction, whatever the noise."""
+        return frozenset({"continuous"}) | (DENSITY if self.T > 1 else frozenset())
+
+    def step(self, pred: Tensor, x: Tensor, i: int | Tensor) -> GaussianStep:
+        x0 = self._at(self.skip, i, x) * x + self._at(self.out, i, x) * self._pair(pred, x, i)[0]
+        b = self.share(torch.as_tensor(i) - 1, x)
+        return GaussianStep(b.sqrt() * x0, (1 - b).clamp_min(0).sqrt(), x0)
+
+
+class FlowProcess(GaussianProcess):
+    """Flow matching on straight paths x_i = (1 − σ) x_0 + σ ε, σ from 1 to 0, as an SDE with the same marginals
+    (Flow-GRPO, arXiv 2505.05470, equation 9; `sde_step_with_logprob` of its code).
+
+    The network predicts the velocity u ≈ E[ε − x_0 | x_i].  With g² = η² σ / (1 − σ) and d = σ_i − σ_{i−1},
+
+        p(x_{i−1} | x_i) = N(x_i − (u + g² / (2σ) (x_i + (1 − σ) u)) d, g² d)
+
+    which is Euler-Maruyama of the reverse SDE, x_i + (1 − σ) u being E[ε | x_i]: exact marginals in small steps, an
+    exact density in any.  At σ = 1 the next level stands in for it in 1 − σ, as in the released code.  η = 0 is the
+    ODE of `FlowMatchEulerDiscreteScheduler`, which has no densities.
+
+    Args:
+        shape: of a state.
+        sigmas: (T + 1,) noise levels, clean first: sigmas[0] = 0.
+        eta: noise level of the SDE; Flow-GRPO trains at 0.7.
+        times: (T + 1,) what the network is told; σ by default.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], sigmas: Tensor, eta: float = 0.7, times: Tensor | None = None
+    ) -> None:
+        self.sigmas = sigmas.double()
+        times = self.sigmas if times is None else times
+        super().__init__(shape, len(sigmas) - 1, eta, (1 - self.sigmas) ** 2, "v", times)
+        # where σ = 1 the share of signal of the next level; a single step from noise has none, and takes a half
+        level = self.sigmas.clamp(max=float(self.sigmas[-2]) or 0.5)
+        self.spread = eta * (self.sigmas / (1 - level)).sqrt()
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Noise near σ = 1 stays finite, so that x_0 keeps some memory of x_T at any η."""
+        return super().provides - {"step.memoryless"}
+
+    def _pair(self, pred: Tensor, x: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
+        sigma = self._at(self.sigmas, i, x)
+        return x - sigma * pred, x + (1 - sigma) * pred
+
+    def step(self, pred: Tensor, x: Tensor, i: int | Tensor) -> GaussianStep:
+        sigma, after = (self._at(self.sigmas, at, x) for at in (i, torch.as_tensor(i) - 1))
+        g, d = self._at(self.spread, i, x), sigma - after
+        x0, eps = self._pair(pred, x, i)
+        return GaussianStep(x - (pred + g**2 / (2 * sigma) * eps) * d, g * d.sqrt(), x0)
+
+    def corrupt(self, x0: Tensor, i: int | Tensor, noise: Noise) -> Tensor:
+        sigma = self._at(self.sigmas, i, x0)
+        return (1 - sigma) * x0 + sigma * noise.normal(*x0.shape[1:], dtype=x0.dtype)
+
+    def loss(self, pred: Tensor, x0: Tensor, x: Tensor, i: int | Tensor) -> Tensor:
+        """(B,) squared error of the velocity, averaged over dimensions (conditional flow matching)."""
+        return self.distance(x - self._at(self.sigmas, i, x) * pred, x0, x, i)
+
+    def distance(self, x0: Tensor, other: Tensor, x: Tensor, i: int | Tensor) -> Tensor:
+        return (((x0 - other) / self._at(self.sigmas, i, x)) ** 2).flatten(1).mean(1)
+
 
 @dataclass
 class MaskedProcess:
@@ -104,6 +228,7 @@ class MaskedProcess:
     steps: int = 64
     order: Literal["parallel", "random"] = "parallel"
     kind = "masked"
+    provides = DENSITY | {"tokens"}
 
     def __post_init__(self) -> None:
         self.T = self.length if self.order == "random" else self.steps

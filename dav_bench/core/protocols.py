@@ -28,7 +28,7 @@ class Reward(Protocol):
     """(B,) values of B samples, higher is better."""
 
     domain: str
-    """"sequence" or "image"."""
+    """"sequence" or "image"; "latent" where it scores what the model makes before it is decoded, which then is not."""
     provides: frozenset[str]
     """Contains "reward.grad" if differentiable in the sample, "reward.features" if it is head(features(sample), cond)
     with features (B, F)."""
@@ -49,6 +49,14 @@ class Context:
     meter: Meter
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     """What the loss keeps beside the policy (`Loss.modules`): baselines, learned values, lagged networks."""
+
+    def shown(self, model: Model, x0: Tensor) -> Tensor:
+        """What the training reward looks at: the clean samples x_0 themselves for domain "latent", else decoded."""
+        return x0 if getattr(self.reward, "domain", "") == "latent" else model.decode(x0)
+
+    def score(self, model: Model, x0: Tensor, cond: Tensor | None) -> Tensor:
+        """(B,) training rewards of clean samples x_0 (B, ...)."""
+        return self.reward(self.shown(model, x0), cond)
 
     def model(self, on: str) -> Model:
         """The model named `policy`, `ref`, or a network of `modules` in the policy's place."""

@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _terminal(ctx: Context, model: Model, x: Tensor, cond: Tensor | None) -> Tensor:
-    return ctx.reward(model.decode(model.process.clean(x)), cond)
+    return ctx.score(model, model.process.clean(x), cond)
 
 
 @dataclass(frozen=True)

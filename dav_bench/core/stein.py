@@ -110,7 +110,7 @@ class Stein(Loss):
         if isinstance(ctx.policy.process, MaskedProcess):  # one-hot, straight through
             hard = F.one_hot(clean.argmax(-1), clean.shape[-1]).to(clean)
             clean = hard + (clean - clean.detach())
-        return ctx.reward.features(ctx.policy.decode(clean)).flatten(1)  # type: ignore[attr-defined]
+        return ctx.reward.features(ctx.shown(ctx.policy, clean)).flatten(1)  # type: ignore[attr-defined]
 
     def reward(self, ctx: Context, f: Tensor, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B,) rewards of particles f (B, D) of states x, and their gradients (B, D)."""
@@ -120,7 +120,7 @@ class Stein(Loss):
             some = None if cond is None else cond[c]
             with torch.enable_grad():
                 if self.features == "identity":
-                    value = ctx.reward(ctx.policy.decode(part.view_as(ctx.policy.process.clean(x[c]))), some)
+                    value = ctx.score(ctx.policy, part.view_as(ctx.policy.process.clean(x[c])), some)
                     ctx.meter.count("reward_backward", len(value))
                 else:
                     value = ctx.reward.head(part, some)  # type: ignore[attr-defined]

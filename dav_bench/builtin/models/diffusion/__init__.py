@@ -1,0 +1,1 @@
+"""Latent text-to-image diffusion: pipelines of diffusers as models that methods search and train."""
