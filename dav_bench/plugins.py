@@ -15,7 +15,7 @@ from typing import Any
 import pluggy
 
 from dav_bench import hookspecs
-from dav_bench.errors import DavBenchError, near
+from dav_bench.errors import DavBenchError, ExitCode, near
 from dav_bench.events import Event
 from dav_bench.hookspecs import API_VERSION, GROUP
 from dav_bench.registry import KINDS, Catalog, Registrar
@@ -26,6 +26,9 @@ BUILTIN = "dav-bench"
 BLOCK = "DAV_BENCH_PLUGINS"
 """Environment variable: names of the plugins to load, comma-separated; empty loads none but the built-in;
 names with a leading minus are left out."""
+
+REQUIRE = "DAV_BENCH_REQUIRE_PLUGINS"
+"""Environment variable: names of plugins, comma-separated, without which nothing runs."""
 
 _HOOKS = {"RunStarted": "run_started", "RoundFinished": "round_finished"}
 _HOOKS |= {"SamplesReady": "samples_ready", "RunFinished": "run_finished"}
@@ -227,6 +230,22 @@ def load_plugins(strict: bool = False) -> Plugins:
             else:
                 plugins.blocked.append(point.name)
     return plugins
+
+
+def demanded() -> list[str]:
+    """Plugins that the environment demands and that do not work."""
+    wanted = [n.strip() for n in os.environ.get(REQUIRE, "").split(",") if n.strip()]
+    return [name for name in wanted if name not in {p.name for p in plugins().loaded}]
+
+
+def require() -> None:
+    """Raises DavBenchError where a demanded plugin does not work: runs without it would be other runs."""
+    lacking = demanded()
+    if lacking:
+        whys = [f"{b.name}: {b.reason}" for b in plugins().broken if b.name in lacking]
+        names = ", ".join(lacking)
+        raise DavBenchError(f"{REQUIRE} demands {names}.", "\n".join(whys) or "It is not installed.",
+                            "dav-bench plugins doctor", code=ExitCode.MISSING)  # fmt: skip
 
 
 _current: Plugins | None = None

@@ -131,6 +131,28 @@ def check_plugin(
     raise typer.Exit(ExitCode.RUN_FAILED if failed else ExitCode.OK)
 
 
+@app.command("doctor")
+def doctor(
+    out: Annotated[Path, typer.Option(help="Results folder whose runs are looked at.")] = Path("results"),
+    build: Annotated[
+        bool, typer.Option("--build", help="Build the model and rewards of every task: finds missing weights.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is wrong here and how to mend it: plugins, requirements, tasks, torch, runs."""
+    from dav_bench.doctor import diagnose, header
+
+    found = diagnose(out, build)
+    if json:
+        render.emit_json([f.to_dict() for f in found])
+    else:
+        typer.echo(header())
+        for f in found:
+            typer.echo(f"{f.status:<8} {f.area}: {f.what}" + (f"\n         Try: {f.fix}" if f.fix else ""))
+    bad = any(f.status == "problem" for f in found)
+    raise typer.Exit(ExitCode.RUN_FAILED if bad else ExitCode.OK)
+
+
 LISTED = ("methods", "tasks", "suites", "models", "rewards", "searchers", "trainers", "metrics")
 
 
@@ -271,6 +293,7 @@ def describe(
         "domain": entry.domain,
         "paper": entry.paper,
         **(_nature(entry) if entry.kind == "methods" else {}),
+        **(_scale(entry) if entry.kind == "rewards" else {}),
         "fits": [name for name, (why, _) in fits.items() if not why],
         "not on": [
             f"{name} ({why}{'; try ' + fix if fix else ''})" for name, (why, fix) in fits.items() if why
@@ -284,6 +307,19 @@ def _nature(entry: Entry) -> dict[str, str]:
     from dav_bench.plan import trains
 
     return {"trains": "yes" if trains(entry) else "no", "search": entry.search or ""}
+
+
+def _scale(entry: Entry) -> dict[str, str]:
+    """Range and unit of a reward whose class states them."""
+    try:
+        target = entry.load()
+    except DavBenchError:
+        return {}
+    kind = getattr(target, "__self__", target)  # `Aesthetic.load` is bound to its class
+    found = {"unit": unit} if isinstance(unit := getattr(kind, "unit", None), str) else {}
+    if isinstance(bounds := getattr(kind, "range", None), tuple):
+        found["range"] = "{:g} to {:g}".format(*bounds)
+    return found
 
 
 def _target(entry: Entry) -> str:

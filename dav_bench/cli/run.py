@@ -77,8 +77,10 @@ def run(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
 ) -> None:
     """Run methods on tasks, or reuse what is finished."""
+    from dav_bench import plugins
     from dav_bench.cli import render
 
+    plugins.require()
     limits = _limits(timeout, memory)
     if spec is not None:
         runs = [planned_from_spec(spec, out, fresh)]
