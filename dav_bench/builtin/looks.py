@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ class Looks(nn.Module):
         self.artists, self.backgrounds = list(artists), list(backgrounds)
         channels = [3, width, 2 * width, 4 * width, 4 * width]
         layers = list[nn.Module]()
-        for i, o in zip(channels, channels[1:], strict=False):
+        for i, o in pairwise(channels):
             layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.artist = nn.Linear(2 * channels[-1], len(artists))
@@ -50,5 +51,6 @@ def load_looks(folder: Path) -> Looks:
     """The classifier of a folder with config.json and model.safetensors, in fp32 and frozen."""
     config = json.loads((folder / "config.json").read_text())
     net = Looks(config["artists"], config["backgrounds"], config["width"])
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()})
+    state = load_file(folder / "model.safetensors")
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return net.eval().requires_grad_(False)

@@ -169,7 +169,9 @@ def load(cache: Path) -> Drawings:
     """The drawings packed in `cache`, which are fetched and packed first where they are missing."""
     path = cache / "drawings.npz"
     with np.load(path if path.exists() else pack(cache)) as data:
-        return Drawings(torch.from_numpy(data["rgba"]), json.loads(str(data["captions"])), int(data["things"]))
+        return Drawings(
+            torch.from_numpy(data["rgba"]), json.loads(str(data["captions"])), int(data["things"])
+        )
 
 
 def rotate_hue(rgb: Tensor, angle: Tensor) -> Tensor:
@@ -205,7 +207,8 @@ def compose(
     t = turn if turn is not None else torch.zeros_like(scale)
     sign = torch.where(mirror, -1.0, 1.0)
     zero = -2 * shift / SIZE
-    rows = torch.stack([sign * t.cos() / wide, sign * t.sin() / wide, -t.sin() / high, t.cos() / high], 1).view(-1, 2, 2)
+    rows = torch.stack([sign * t.cos() / wide, sign * t.sin() / wide, -t.sin() / high, t.cos() / high], 1)
+    rows = rows.view(-1, 2, 2)
     theta = torch.cat([rows, torch.einsum("bij,bj->bi", rows, zero)[:, :, None]], 2)
     grid = F.affine_grid(theta, [len(x), 4, SIZE, SIZE], align_corners=False)
     placed = F.grid_sample(torch.cat([rgb * alpha, alpha], 1), grid, align_corners=False)
@@ -251,7 +254,8 @@ def picture(drawings: Drawings, looks: Looks, generator: torch.Generator | None 
 
 def caption(name: str, size: str, background: str, names_size: bool, names_background: bool) -> str:
     """The caption of a picture, which names its size and background or leaves them open."""
-    return (f"{size} " if names_size and size else "") + name + (f" on a {background} background" if names_background else "")
+    before = f"{size} " if names_size and size else ""
+    return before + name + (f" on a {background} background" if names_background else "")
 
 
 def captions_of(drawings: Drawings, looks: Looks, open_share: float = 0.75) -> list[str]:
@@ -260,7 +264,9 @@ def captions_of(drawings: Drawings, looks: Looks, open_share: float = 0.75) -> l
     said: Sequence[list[bool]] = (torch.rand(n, 2) > open_share**0.5).tolist()
     first = (torch.rand(n) < 0.8).tolist()
     pick = torch.rand(n).tolist()
-    rows = zip(looks.thing.tolist(), looks.scale.tolist(), looks.background.tolist(), said, first, pick, strict=True)
+    rows = zip(
+        looks.thing.tolist(), looks.scale.tolist(), looks.background.tolist(), said, first, pick, strict=True
+    )
     out = []
     for thing, scale, background, (size_said, colour_said), plain, u in rows:
         names = drawings.captions[thing]
@@ -285,7 +291,9 @@ def main() -> None:
     have = drawings.there
     print(f"{len(have)} things, {drawings.things} of them in things.txt")
     for a, artist in enumerate(ARTISTS):
-        print(f"{artist}: {int(have[:, a].sum())} in all, {int(have[: drawings.things, a].sum())} of things.txt")
+        print(
+            f"{artist}: {int(have[:, a].sum())} in all, {int(have[: drawings.things, a].sum())} of things.txt"
+        )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python tasks/t2i/train_clip.py emoji-clip CACHE STATE --minutes 12
     python tasks/t2i/train_clip.py emoji-clip-heldout CACHE STATE --minutes 12
 
-Writes weights/<name>/open_clip_config.json and open_clip_model.safetensors. Recipes differ in artists, network, seed and how
-pictures are disturbed. Accuracy is that on the two artists never seen.
+Writes weights/<name>/open_clip_config.json and open_clip_model.safetensors. Recipes differ in artists, network, seed
+and how pictures are disturbed. Accuracy is that on the two artists never seen.
 """
 
 from __future__ import annotations
@@ -229,7 +229,10 @@ def main() -> None:
         thing = weight.multinomial(args.batch)  # no thing twice, so all other captions are wrong
         x, words = disturbed(drawings, recipe, thing)
         x = (x * 2 - 1).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused one is slow backwards
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # the fused one is slow backwards
             image, text = clip.encode_image(x), clip.encode_text(tokens(words))
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
         logits = clip.logit_scale.exp().clamp(max=50) * image @ text.T

@@ -47,7 +47,8 @@ def accuracy(net: Looks, x: Tensor, looks: Drawn) -> dict[str, float]:
     with torch.inference_mode():
         artist, background = (logits.argmax(1) for logits in net(x))
     a, b = artist == looks.artist, background == looks.background
-    return {"artist": a.float().mean().item(), "background": b.float().mean().item(), "both": (a & b).float().mean().item()}
+    right = {"artist": a, "background": b, "both": a & b}
+    return {name: hits.float().mean().item() for name, hits in right.items()}
 
 
 def write(net: Looks) -> None:
@@ -72,7 +73,9 @@ def main() -> None:
     torch.set_num_threads(1)
     join(seed=4)
     drawings = load(args.cache)
-    vae = AutoencoderKL.from_pretrained(HERE / "weights/emoji-diffusion/vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(
+        HERE / "weights/emoji-diffusion/vae", torch_dtype=torch.float32
+    ).eval()
     first, seen = drawn(drawings, args.pool)
     pool = through(vae, first)
     g = torch.Generator().manual_seed(11)
@@ -93,7 +96,8 @@ def main() -> None:
         )
 
     def look() -> dict[str, float]:
-        return {f"{how}_{k}": v for how, x in (("drawn", fresh), ("decoded", decoded)) for k, v in accuracy(run.kept, x, truth).items()}
+        seen = {"drawn": accuracy(run.kept, fresh, truth), "decoded": accuracy(run.kept, decoded, truth)}
+        return {f"{how}_{k}": v for how, numbers in seen.items() for k, v in numbers.items()}
 
     run.train(loss, args.minutes, 1, look, cool=0.4)
     write(run.kept)

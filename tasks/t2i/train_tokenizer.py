@@ -1,6 +1,6 @@
 """Train the tokenizer of `emoji-diffusion` and of both CLIPs: lower-case byte-pair encoding, words of all captions.
 
-    python tasks/t2i/train_tokenizer.py CACHE
+python tasks/t2i/train_tokenizer.py CACHE
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     drawings = load(parser.parse_args().cache)
     # things that are drawn, and the words for looks, count more than the names of all other emoji
-    texts = [name for i, names in enumerate(drawings.captions) for name in names for _ in range(20 if i < drawings.things else 1)]
-    texts += [f"{size} on a {colour} background" for size in SCALES for colour in BACKGROUNDS for _ in range(20)]
+    weight = [20] * drawings.things + [1] * (len(drawings.captions) - drawings.things)
+    texts = [
+        name for names, n in zip(drawings.captions, weight, strict=True) for name in names for _ in range(n)
+    ]
+    texts += [
+        f"{size} on a {colour} background" for size in SCALES for colour in BACKGROUNDS for _ in range(20)
+    ]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=TOKENS - 2, min_frequency=1, initial_alphabet=alphabet,
                                   end_of_word_suffix="</w>", show_progress=False)  # fmt: skip
@@ -45,7 +52,8 @@ def main() -> None:
     vocab = {word: i for i, word in enumerate([*words, START, END])}
     folder = HERE / "weights/emoji-diffusion/tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = CLIPTokenizer(vocab, merges, unk_token=END, bos_token=START, eos_token=END, pad_token=END, model_max_length=CONTEXT)
+    special = {"unk_token": END, "bos_token": START, "eos_token": END, "pad_token": END}
+    tokenizer = CLIPTokenizer(vocab, merges, **special, model_max_length=CONTEXT)
     tokenizer.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))

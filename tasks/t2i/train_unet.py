@@ -3,7 +3,7 @@
     python tasks/t2i/train_unet.py CACHE STATE --minutes 60
 
 STATE is a folder: latents.safetensors (pictures that went through the encoder, made where missing), state.pt (to go on
-from) and grids. Writes the pipeline folder weights/emoji-diffusion at every look. Wants the tokenizer and the autoencoder.
+from) and grids. Writes weights/emoji-diffusion at every look. Wants the tokenizer and the autoencoder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNET = {
 SCHEDULE = {
     "num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
     "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": False,
-    "steps_offset": 0,
+    "steps_offset": 1,
 }  # fmt: skip
 DROPOUT = 0.1
 """Share of captions that are left out, for guidance."""
@@ -99,10 +99,48 @@ def scheduler() -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE)
 
 
+ALPHAS = scheduler().alphas_cumprod
+
+
+def captioned(
+    pool: dict[str, Tensor], rows: Tensor, drawings: Drawings, tokens: Tokens
+) -> tuple[Tensor, Tensor]:
+    """Latents (B, 8, 8, 8) of a pool and a caption of each, (B, 16); `DROPOUT` of the captions are empty."""
+    said = captions_of(
+        drawings, Looks(*(pool[k][rows].long() for k in ("thing", "artist", "background", "scale")))
+    )
+    said = [
+        "" if drop else s for s, drop in zip(said, (torch.rand(len(rows)) < DROPOUT).tolist(), strict=True)
+    ]
+    return pool["z"][rows].float(), tokens(said)
+
+
+def denoise(model: Model, z: Tensor, ids: Tensor, t: Tensor, noise: Tensor, bf16: bool = True) -> Tensor:
+    """Mean squared error (B,) of v for latents at steps (B,)."""
+    a, s = ALPHAS[t].sqrt()[:, None, None, None], (1 - ALPHAS[t]).sqrt()[:, None, None, None]
+    x = (a * z + s * noise).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        v = model(x, t, ids)
+    return (v.float() - (a * noise - s * z)).square().mean((1, 2, 3))
+
+
+@torch.inference_mode()
+def denoised(
+    model: Model, held: dict[str, Tensor], drawings: Drawings, tokens: Tokens, seed: int, bf16: bool = True
+) -> float:
+    """Mean error over held-out latents, each at one step and under one draw of noise and caption."""
+    torch.manual_seed(seed)
+    n = len(held["z"])
+    z, ids = captioned(held, torch.arange(n), drawings, tokens)
+    t, noise = torch.arange(n) * 1000 // n, torch.randn_like(z)
+    rows = torch.arange(n).split(64)
+    return torch.cat([denoise(model, z[r], ids[r], t[r], noise[r], bf16) for r in rows]).mean().item()
+
+
 @torch.inference_mode()
 def sample(
-    model: Model, vae: AutoencoderKL, ids: Tensor, steps: int = 20, guidance: float = 3.0, eta: float = 1.0, seed: int = 0,
-    bf16: bool = True,
+    model: Model, vae: AutoencoderKL, ids: Tensor, steps: int = 20, guidance: float = 3.0, eta: float = 1.0,
+    seed: int = 0, bf16: bool = True,
 ) -> Tensor:  # fmt: skip
     """Pictures (N, 3, 64, 64) in [0, 1] of captions (N, 16)."""
     g, s = torch.Generator().manual_seed(seed), scheduler()
@@ -130,7 +168,9 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=8, help="minutes between looks")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=0.999)
-    parser.add_argument("--cool", type=float, default=0.0, help="share of the minutes over which the learning rate falls")
+    parser.add_argument(
+        "--cool", type=float, default=0.0, help="share of the minutes in which the learning rate falls"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     rank = join(seed=0)
@@ -145,23 +185,9 @@ def main() -> None:
            {"unet": model.unet, "text": model.text, "vae": vae}.items()}, flush=True)  # fmt: skip
     run = Run(model, args.state / "state.pt", args.lr, decay=0.01, average=args.average, warmup=300)
     run.lr = args.lr
-    alphas = scheduler().alphas_cumprod
-
-    def batch(rows: Tensor, source: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        names = ("thing", "artist", "background", "scale")
-        said = captions_of(drawings, Looks(*(source[k][rows].long() for k in names)))
-        said = ["" if drop else s for s, drop in zip(said, (torch.rand(len(rows)) < DROPOUT).tolist(), strict=True)]
-        return source["z"][rows].float(), tokens(said)
-
-    def denoise(net: Model, z: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        a, s = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
-        x = (a * z + s * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            v = net(x, t, ids)
-        return (v.float() - (a * noise - s * z)).square().mean((1, 2, 3))
 
     def loss() -> Tensor:
-        z, ids = batch(torch.randint(0, len(data["z"]), (args.batch,)), data)
+        z, ids = captioned(data, torch.randint(0, len(data["z"]), (args.batch,)), drawings, tokens)
         t = ((torch.arange(args.batch) + torch.rand(args.batch)) / args.batch * 1000).long()
         return denoise(model, z, ids, t, torch.randn_like(z)).mean()
 
@@ -169,13 +195,7 @@ def main() -> None:
 
     def look() -> dict[str, float]:
         keep = torch.get_rng_state()
-        torch.manual_seed(6)
-        n = len(held["z"])
-        with torch.inference_mode():
-            z, ids = batch(torch.arange(n), held)
-            t = torch.arange(n) * 1000 // n
-            noise = torch.randn_like(z)
-            out = {"held": torch.cat([denoise(run.kept, *(v[r] for v in (z, ids, t, noise))) for r in torch.arange(n).split(64)]).mean().item()}
+        out = {"held": denoised(run.kept, held, drawings, tokens, seed=6)}
         if run.step > 1500 or run.seconds > 600:
             ids = tokens([w for w in words for _ in range(4)])
             x = sample(run.kept, vae, ids)
@@ -195,6 +215,9 @@ def save(model: Model) -> None:
     net = copy.deepcopy(model).half()
     net.unet.save_pretrained(FOLDER / "unet")
     net.text.save_pretrained(FOLDER / "text_encoder")
+    config = FOLDER / "text_encoder/config.json"
+    # transformers computes in the type that the config names, diffusers in fp32: they have to agree
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     scheduler().save_pretrained(FOLDER / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__,

@@ -49,7 +49,8 @@ def grown(small: AutoencoderKL) -> AutoencoderKL:
             place[2] = str(int(place[2]) + 1)
         # the last layers of the small decoder and the first of its encoder belong to 32 pixels
         name = ".".join(place)
-        if not name.startswith(("decoder.conv_norm_out", "decoder.conv_out", "encoder.conv_in")) and start[name].shape == value.shape:
+        ends = name.startswith(("decoder.conv_norm_out", "decoder.conv_out", "encoder.conv_in"))
+        if not ends and start[name].shape == value.shape:
             start[name] = value
     full.load_state_dict(start)
     return full
@@ -64,7 +65,9 @@ KL = 5e-4
 """Weight of the mean KL divergence of a latent number, beside the mean error of a pixel."""
 
 
-def sample_things(drawings: Drawings, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def sample_things(
+    drawings: Drawings, n: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Things and artists (n,) of a batch: two in five of the animals, three in ten of things.txt, the others of all."""
     u = torch.rand(n, generator=generator)
     low = torch.where(u < 0.4, 0, torch.where(u < 0.7, ANIMALS, drawings.things))
@@ -161,7 +164,9 @@ def train_full(drawings: Drawings, state: Path, minutes: float, batch: int, rank
                 z = small.encode(halved(x).contiguous(memory_format=torch.channels_last)).latent_dist.mean
             mine = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
             back = vae.decode(z + 0.1 * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)).sample
-        spread = 0.5 * (mine.logvar.float() - math.log(0.01)).square().mean()  # a standard deviation of 0.1, as good as any
+        spread = (
+            0.5 * (mine.logvar.float() - math.log(0.01)).square().mean()
+        )  # a deviation of 0.1, as good as any
         return reconstruct(back, x) + (mine.mean.float() - z.float()).square().mean() + 0.01 * spread
 
     def look() -> dict[str, float]:
