@@ -18,6 +18,7 @@ _PUBLIC = {
     "Entry": "registry",
     "ExitCode": "errors",
     "PlannedRun": "plan",
+    "Published": "pretrained",
     "RoundFinished": "events",
     "RunFinished": "events",
     "RunSpec": "spec",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dav_bench.hookspecs import API_VERSION, hookimpl
     from dav_bench.plan import PlannedRun
     from dav_bench.plugins import Broken, catalog
+    from dav_bench.pretrained import Published
     from dav_bench.registry import Catalog, Entry
     from dav_bench.seeds import stream
     from dav_bench.spec import RunSpec
@@ -50,6 +52,7 @@ __all__ = [
     "Entry",
     "ExitCode",
     "PlannedRun",
+    "Published",
     "RoundFinished",
     "RunFinished",
     "RunSpec",

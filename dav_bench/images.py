@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +26,36 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _round(x: Tensor) -> Tensor:
-    """To 8 bits and into [0, 1]; the gradient passes as if nothing were rounded."""
-    return x + ((x * 255).round().clamp(0, 255) / 255 - x).detach()
+def _cubic(x: Tensor) -> Tensor:
+    x = x.abs()  # Keys' kernel with a = -1/2
+    return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2).where(
+        x < 2, 0.0
+    )
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+_KERNELS = {"bicubic": _cubic, "bilinear": _triangle}
+
+
+@cache
+def resampling(n: int, size: int, kernel: str) -> Tensor:
+    """(size, n) float64 weights that resize a line of n pixels, the kernel widened where it shrinks (antialiasing).
+
+    As Pillow has it (src/libImaging/Resample.c), and torch with `antialias=True`.
+    """
+    scale = n / size
+    centre = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
+    away = torch.arange(n, dtype=torch.float64) + 0.5 - centre[:, None]
+    weights = _KERNELS[kernel](away / max(scale, 1.0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _through(x: Tensor, value: Tensor) -> Tensor:
+    """`value` with the gradient of x: rounding lets it pass."""
+    return x + (value - x).detach()
 
 
 class Pixels(nn.Module):
@@ -38,10 +66,10 @@ class Pixels(nn.Module):
     Args:
         size: side of the encoder's input.
         mean, std: of each channel.
-        resize: filter, antialiased.
-        depth: what is rounded, in the forward pass alone. "pillow" is an image saved with 8 bits and resized by Pillow,
-            which rounds to 8 bits after the horizontal and after the vertical pass; "tensor" is one saved with 8 bits
-            and resized as floats; "float" rounds nothing.
+        resize: kernel, bicubic or bilinear, antialiased.
+        depth: what is rounded; the gradient is that without rounding.  "pillow" is an image saved with 8 bits and
+            resized by Pillow, bit for bit; "tensor" is one saved with 8 bits and resized as floats; "float" rounds
+            nothing.
     """
 
     mean: Tensor
@@ -56,6 +84,10 @@ class Pixels(nn.Module):
         depth: Depth = "pillow",
     ):
         super().__init__()
+        if resize not in _KERNELS:
+            raise DavBenchError(
+                f"images cannot be resized by {resize!r} here.", f"Known: {', '.join(_KERNELS)}."
+            )
         self.size, self.resize, self.depth = size, resize, depth
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -64,22 +96,34 @@ class Pixels(nn.Module):
         """(B, 3, H, W) in [0, 1] -> (B, 3, size, size)."""
         x = wide(images)
         if self.depth != "float":
-            x = _round(x)
+            x = _through(x, (x * 255).round().clamp(0, 255) / 255)
         height, width = x.shape[-2:]
         short = min(height, width)
         if short != self.size:
             height, width = (int(self.size * side / short) for side in (height, width))
-            if self.depth == "pillow":
-                x = _round(self._to(x, x.shape[-2], width))
-                x = _round(self._to(x, height, width))
-            else:
-                x = self._to(x, height, width)
+            x = (self._pillow if self.depth == "pillow" else self._float)(x, height, width)
         top, left = (round((side - self.size) / 2) for side in (height, width))
         x = x[..., top : top + self.size, left : left + self.size]
         return (x - self.mean) / self.std
 
-    def _to(self, x: Tensor, height: int, width: int) -> Tensor:
-        return F.interpolate(x, (height, width), mode=self.resize, align_corners=False, antialias=True)
+    def _float(self, x: Tensor, height: int, width: int) -> Tensor:
+        rows, columns = self._weights(x, height, width)
+        return rows.to(x) @ (x @ columns.T.to(x))
+
+    def _pillow(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Weights of 22 bits; whole numbers after the horizontal and after the vertical pass."""
+        rows, columns = ((w * 2**22).round() / 2**22 for w in self._weights(x, height, width))
+        y = (x * 255).double()
+        y = _through(y, y.round())
+        for line in (lambda y: y @ columns.T, lambda y: rows @ y):
+            exact = line(y)
+            y = _through(exact, (exact + 0.5).floor().clamp(0, 255))
+        return (y / 255).to(x.dtype)
+
+    def _weights(self, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        sides = ((x.shape[-2], height), (x.shape[-1], width))
+        rows, columns = (resampling(n, size, self.resize).to(x.device) for n, size in sides)
+        return rows, columns
 
 
 Tokens = Callable[[Sequence[str]], Tensor]

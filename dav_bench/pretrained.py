@@ -6,7 +6,7 @@ One place, so that every component asks for what it lacks in the same words.  No
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,12 @@ class Published:
         from dav_bench.builtin.checkpoints import load_checkpoint, state_dict
 
         return state_dict(load_checkpoint(path, self.what, self.fix), what=self.what)
+
+    def fill(self, network: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Load tensors into a network in its dtype; a key or a shape that differs is an error with the source."""
+        from dav_bench.builtin.checkpoints import fill
+
+        fill(network, tensors, self.what, self.fix)
 
     def model(self, cls: Any, name: str, **options: Any) -> Any:
         """`cls.from_pretrained(name)` of transformers in evaluation mode, every weight of which was in the file."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is not on this machine is missing: no test asks the network
 for name in [n for n in os.environ if n.startswith("DAV_BENCH_")]:
     del os.environ[name]  # a developer's settings must not change what is tested
 

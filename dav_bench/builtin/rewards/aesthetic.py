@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dav_bench.builtin import image_rewards
-from dav_bench.builtin.checkpoints import fill
 from dav_bench.builtin.image_rewards import AESTHETIC, CLIP_L
-from dav_bench.images import Pixels, TransformersTowers, embeddings, wide
+from dav_bench.images import Pixels, TransformersTowers, embeddings
 
 
 class ScoreLayers(nn.Module):
@@ -62,7 +61,7 @@ class Aesthetic(nn.Module):
         clip = CLIP_L.model(CLIPModel, c.clip)
         del clip.text_model, clip.text_projection
         layers = ScoreLayers(clip.config.projection_dim)
-        fill(layers, {k: wide(v) for k, v in tensors.items()}, AESTHETIC.what, AESTHETIC.fix)
+        AESTHETIC.fill(layers, tensors)
         pixels = Pixels(clip.config.vision_config.image_size, resize=c.resize, depth=c.depth)
         reward = cls(TransformersTowers(clip.to(getattr(torch, c.dtype))), layers, pixels, c.batch)
         return reward.eval().requires_grad_(False)

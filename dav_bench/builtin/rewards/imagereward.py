@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from dav_bench.builtin import image_rewards
-from dav_bench.builtin.checkpoints import fill
 from dav_bench.builtin.image_rewards import BERT, IMAGEREWARD
 from dav_bench.builtin.rewards.aesthetic import ScoreLayers
 from dav_bench.errors import DavBenchError
@@ -94,7 +93,7 @@ class ImageReward(nn.Module):
         layers = ScoreLayers(text.config.hidden_size)
         pixels = Pixels(vision.config.image_size, depth=c.depth)
         reward = cls(vision, text, layers, pixels, tokens, c.standardised, c.batch)
-        fill(reward, {k: wide(v) for k, v in tensors.items()}, IMAGEREWARD.what, IMAGEREWARD.fix)
+        IMAGEREWARD.fill(reward, tensors)
         dtype = getattr(torch, c.dtype)
         vision.to(dtype)
         text.to(dtype)
