@@ -21,6 +21,10 @@ COMMANDS = {
         "Draw more samples from a finished run and write them with their training reward, best first.",
     ),
     "leaderboard": ("dav_bench.cli.results:leaderboard", "Show, publish or check the leaderboard of a task."),
+    "compare": (
+        "dav_bench.cli.compare:compare",
+        "Compare two rows seed by seed: difference, interval, p, and the sentence a paper could use.",
+    ),
     "results": ("dav_bench.cli.results:app", "List and show runs."),
     "report": (
         "dav_bench.cli.report:report",
@@ -80,7 +84,6 @@ def plugin_command(name: str) -> Any:
 
 app = typer.Typer(
     cls=LazyGroup,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich would double its time
     pretty_exceptions_enable=False,

@@ -142,10 +142,10 @@ def values(row: Row, terms: Terms) -> dict[str, float]:
             found[column.name] = reduced(sample, column.reduce)
         elif column.name in row.metrics:
             found[column.name] = row.metrics[column.name]
-    return found | _costs(row)
+    return found | costs(row)
 
 
-def _costs(row: Row) -> dict[str, float]:
+def costs(row: Row) -> dict[str, float]:
     """What a run cost; a test-time search on a tuned model carries the training of that model in its own meter."""
     found = {} if row.peak_mb is None else {"peak-mb": float(row.peak_mb)}
     if not row.meter:

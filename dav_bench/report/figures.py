@@ -1,0 +1,115 @@
+"""Charts as figures of their own: with a title, names beside the lines, and a band for the spread between seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dav_bench.errors import DavBenchError
+from dav_bench.report import charts
+from dav_bench.report.curves import Over, Split, band, find_curve
+from dav_bench.report.families import FAMILIES, family_of
+from dav_bench.report.formats import heading_of
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from dav_bench.report.board import Board, Section
+    from dav_bench.report.rows import Row
+
+SPENT = {"cost": "network rows, forward + 2 x backward", "reward_rows": "reward rows, forward + 2 x backward"}
+"""Units of what training spends."""
+
+SPLITS = {"train": "of what the search of a round found", "eval": "of the evaluation samples on the way"}
+"""What a curve is measured on."""
+
+
+def pareto_figure(
+    board: Board, section: Section | None = None, x: str | None = None, y: str | None = None
+) -> alt.LayerChart:
+    """`charts.pareto_chart` with a title: rows with intervals, and the front that no other row beats in both."""
+    section = section or board.main
+    chart = charts.pareto_chart(board, section, x, y)
+    return titled(
+        chart, board, section, "bars: 95 % interval over seeds; dotted: rows that no other beats in both"
+    )
+
+
+def curves_figure(
+    board: Board,
+    section: Section | None = None,
+    metric: str = "reward",
+    split: Split = "train",
+    over: Over = "cost",
+) -> alt.LayerChart:
+    """A metric over what training had spent: mean over seeds of each row, with its Student t interval.
+
+    Seeds are compared at the same cost (`curves.band`); rows of one seed have no band.
+
+    Raises:
+        DavBenchError: no row has that curve; those that there are are named.
+    """
+    import altair as alt
+
+    section = section or board.main
+    data: list[dict[str, Any]] = []
+    for line in section.frame.iter_rows(named=True):
+        runs = section.runs[line["method"], line["id"], line["source"]]
+        found = [find_curve(run.curves, metric, split) for run in runs]
+        held = [c for c in found if c is not None]
+        if not held or len(held) < len(found):
+            continue
+        family = family_of(line["method"]).title
+        points = band(held, over)
+        for i, (spent, mean, low, high, n) in enumerate(points):
+            point = {"row": line["label"], "family": family, "spent": spent, "value": mean, "seeds": n}
+            data.append(point | {"low": low, "high": high, "last": i == len(points) - 1})
+    if not data:
+        raise no_curves(board, section, metric, split)
+    title = next((charts.heading(c) for c in board.columns if c.name == metric), metric)
+    families = [f for f in FAMILIES if f.title in {p["family"] for p in data}]
+    hue = alt.Color(
+        "family:N",
+        scale=alt.Scale(domain=[f.title for f in families], range=[f.colour for f in families]),
+        legend=alt.Legend(title="family"),
+    )
+    x = alt.X("spent:Q", title=f"training cost ({SPENT[over]})", axis=alt.Axis(format="~s", labelOverlap="greedy"),
+              scale=alt.Scale(padding=12))  # fmt: skip
+    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False, padding=12))
+    base = alt.Chart(alt.Data(values=data))
+    area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18).encode(
+        x, alt.Y("low:Q", title=title), alt.Y2("high"), hue, detail="row:N"
+    )  # fmt: skip
+    lines = base.mark_line(strokeWidth=1.5).encode(x, y, hue, detail="row:N")
+    ends = base.transform_filter("datum.last")
+    dots = ends.mark_point(filled=True, size=36, opacity=1).encode(x, y, hue)
+    names = ends.mark_text(fontSize=11, dx=7, align="left").encode(x, y, alt.Text("row:N"))
+    what = f"{title} {SPLITS.get(split, split)} over the cost of training, {board.terms.task}"
+    chart = alt.layer(area, lines, dots, names).properties(
+        description=what, width=charts.WIDTH, height=charts.HEIGHT
+    )
+    return titled(chart, board, section, f"{SPLITS.get(split, split)}; band: 95 % interval over seeds")
+
+
+def titled(chart: alt.LayerChart, board: Board, section: Section, note: str) -> alt.LayerChart:
+    """A chart under the name of its board, and of its table where that is not the main one."""
+    import altair as alt
+
+    name = board.terms.title or board.terms.task
+    below = [heading_of(section), note] if section.budget or section.reason else [note]
+    return chart.properties(
+        title=alt.TitleParams(name, subtitle=below, anchor="start", subtitleColor="#666666")
+    )
+
+
+def no_curves(board: Board, section: Section, metric: str, split: str) -> DavBenchError:
+    """The error that names what was recorded."""
+    runs: Sequence[Row] = [run for rows in section.runs.values() for run in rows]
+    known = sorted({f"{c.metric} ({c.split})" for run in runs for c in run.curves})
+    return DavBenchError(
+        f"no row of {board.terms.task} has a curve of {metric!r} in {split}.",
+        f"There are {', '.join(known)}."
+        if known
+        else "Rows that train nothing have none, nor those of earlier versions.",
+        "--metric reward; evaluations on the way need `--set eval.every=5` when a run is made",
+    )
