@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -192,7 +193,7 @@ def _section(
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.label, row.run_id, row.source].append(row)
-    names = _names(groups)
+    names, searched = _names(groups), {_base(row) for row in rows if row.spec.get("search")}
     lines, numbers = [], []
     for key, seeds in groups.items():
         numbers.append([values(row, terms) for row in seeds])
@@ -201,7 +202,7 @@ def _section(
         for column in columns:
             line |= _summary(column.name, [n.get(column.name) for n in numbers[-1]])
         line |= {"version": ", ".join(sorted({row.version for row in seeds}))}
-        lines.append(line | {"command": command(seeds)})
+        lines.append(line | {"command": command(seeds, bare=_fitted(seeds[0]) and _base(seeds[0]) not in searched)})
     by = objectives(columns, terms)
     front = place(lines, numbers, by, terms) if by and ranked else None
     lines.sort(key=lambda line: standing(line, by))
@@ -298,8 +299,23 @@ def span(seeds: Sequence[int]) -> str:
     return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
-def command(rows: Sequence[Row]) -> str:
-    """The command that makes a row; its options are stored with it."""
+def _base(row: Row) -> str:
+    """What was trained: the specification without test-time search."""
+    return json.dumps({k: v for k, v in row.spec.items() if k != "search"}, sort_keys=True)
+
+
+def _fitted(row: Row) -> bool:
+    """Whether something was fitted, and is sampled without test-time search."""
+    return not row.spec.get("search") and any(row.meter.get("fit", {}).values())
+
+
+def command(rows: Sequence[Row], bare: bool = False) -> str:
+    """The command that makes a row; its options are stored with it.
+
+    Args:
+        rows: Its seeds.
+        bare: No test-time search stands beside it: the command leaves out the one that it would add.
+    """
     row = rows[0]
     if not row.arguments:
         return f"dav-bench run --spec (of {row.label}/{row.run_id}-s{row.seed})"
@@ -308,6 +324,7 @@ def command(rows: Sequence[Row]) -> str:
             "dav-bench",
             "run",
             *row.arguments,
+            *(("--search", "none") if bare else ()),
             "--task",
             row.spec["task"],
             "--seeds",
