@@ -1,8 +1,9 @@
 """The committed leaderboard: one parquet file per task that holds all its rows, and the md and csv made from it.
 
-Long format, one line per fact: `run`, `label`, `seed`, `kind` (about, spec, meter, set, sample, curve, spent), `name`,
-`index`, `value`, `text`. The terms of the board lie in the footer, so the file needs nothing else to be read. Kinds may
-be added: readers pass over those that they do not know, and files of earlier versions lack curve and spent.
+Long format, one line per fact: `run`, `label`, `seed`, `kind` (about, spec, meter, set, sample, curve, spent,
+text), `name`, `index`, `value`, `text`. The terms of the board lie in the footer, so the file needs nothing else to be
+read. Kinds may be added: readers pass over those that they do not know, and files of earlier versions lack curve, spent
+and text.
 """
 
 from __future__ import annotations
@@ -123,9 +124,13 @@ def _facts(row: Row) -> Iterator[tuple[Any, ...]]:
         "peak_mb": row.peak_mb,
         "version": row.version,
         "arguments": list(row.arguments),
+        **({"env": dict(row.env)} if row.env else {}),
     }
     for kind, facts in (("about", about), ("spec", row.spec), ("meter", row.meter)):
         yield (*key, kind, "", None, None, json.dumps(facts, sort_keys=True))
+    for name, texts in sorted(row.texts.items()):
+        for index, text in enumerate(texts):
+            yield (*key, "text", name, index, None, text)
     for name, value in sorted(row.metrics.items()):
         yield (*key, "set", name, None, float(value), None)
     for name, values in sorted(row.samples.items()):
@@ -152,7 +157,9 @@ def load_published(path: Path) -> tuple[list[Row], Terms]:
 
 
 def _row(frame: pl.DataFrame) -> Row:
-    text = {kind: json.loads(t) for kind, t in frame.select("kind", "text").rows() if t is not None}
+    said = frame.filter(pl.col("kind").is_in(["about", "spec", "meter"])).select("kind", "text")
+    text = {kind: json.loads(t) for kind, t in said.rows()}
+    shown = frame.filter(pl.col("kind") == "text").sort("index").partition_by("name", as_dict=True)
     facts = frame.filter(pl.col("kind") == "set").select("name", "value")
     samples: dict[str, np.ndarray] = {
         str(part["name"][0]): part.sort("index")["value"].to_numpy()
@@ -178,6 +185,8 @@ def _row(frame: pl.DataFrame) -> Row:
         arguments=tuple(about["arguments"]),
         source="published",
         curves=_curves(series),
+        texts={str(name): tuple(part["text"]) for (name,), part in shown.items()},
+        env=about.get("env", {}),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +16,16 @@ from dav_bench.spec import RunSpec
 from dav_bench.tasks import find_task
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from dav_bench.store import RunDir
     from dav_bench.tasks import TaskSpec
+
+
+TEXTS = 16
+"""Samples of a run that a row keeps as text, in the order of evaluation: enough to look at, few enough to commit."""
+ENV = ("python", "platform", "packages", "git", "hardware", "cuda", "execution", "plugins")
+"""What a row keeps of env.json; not the arguments, which name paths of a machine."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Row:
     """local or published."""
     curves: tuple[Curve, ...] = ()
     """Metrics round by round, over cost."""
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The first samples as text, by column: sequence and prompt."""
+    env: Mapping[str, Any] = field(default_factory=dict)
+    """Where it ran: versions, git state and hardware."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -99,7 +111,14 @@ def read_row(run: RunDir, task: TaskSpec | None = None) -> Row:
         version=str(run.env.get("packages", {}).get("dav-bench", "")),
         arguments=options_of(spec, task),
         curves=curves_of(metrics, final),
+        texts=_texts(table),
+        env={key: run.env[key] for key in ENV if run.env.get(key)},
     )
+
+
+def _texts(table: pl.DataFrame) -> dict[str, tuple[str, ...]]:
+    first = table.sort("index").head(TEXTS) if "index" in table.columns else table.head(TEXTS)
+    return {name: tuple(first[name]) for name in ("sequence", "prompt") if name in first.columns}
 
 
 def options_of(spec: RunSpec, task: TaskSpec | None = None) -> tuple[str, ...]:
