@@ -207,6 +207,7 @@ def _scatter(
         "dx": {"expr": f"{late} ? -7 : 7"},
     }
     label = ahead.mark_text(**text).encode(at_x, at_y, alt.Text("row:N"))
+    text |= {"dy": 13}  # below the mark, out of the way of the others
     yard = (
         base.transform_filter("datum.kind == 'yardstick'")
         .mark_text(**text)

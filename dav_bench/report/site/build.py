@@ -116,7 +116,7 @@ class _Site:
             undefined=StrictUndefined,
         )  # fmt: skip
         tasks = [{"name": m.name, "folder": views.task_folder(m.name)} for m in materials]
-        self.env.filters["coded"] = coded
+        self.env.filters |= {"coded": coded, "whole": whole}
         self.env.globals |= {"version": dav_bench.__version__, "tasks": tasks, "origin": origin, "here": ""}
 
     def write(self) -> None:
@@ -243,7 +243,19 @@ def coded(text: str) -> Any:
     parts = str(text).split("`")
     if len(parts) % 2 == 0:  # an odd backtick means itself
         return escape(text)
-    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts)
+    )
+
+
+def whole(text: str) -> Any:
+    """Escaped text whose words with a hyphen stay on one line."""
+    from markupsafe import Markup, escape
+
+    words = (
+        Markup('<span class="nobreak">{}</span>').format(w) if "-" in w else escape(w) for w in text.split()
+    )
+    return Markup(" ").join(words)
 
 
 def _motif_file(material: Material) -> Path | None:

@@ -137,7 +137,7 @@ def texts(rows: Sequence[Row], runs: Sequence[RunDir], limit: int) -> list[dict[
         if {"sequence", "file"} & set(kept):
             return [{**line, "run": run} for line in table.select(kept).to_dicts()]
     for row in rows:
-        held: Mapping[str, Sequence[str]] = getattr(row, "texts", {})
+        held = row.texts
         if "sequence" in held:
             lines: list[dict[str, Any]] = [{"sequence": text} for text in held["sequence"][:limit]]
             for i, line in enumerate(lines):

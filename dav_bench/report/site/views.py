@@ -449,9 +449,8 @@ def _meter(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str]]]]
 def _environment(material: Material, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Versions and hardware, in one line where all seeds agree."""
     found: dict[str, list[str]] = {}
-    held = [getattr(row, "env", None) or {} for row in rows]
     runs = material.local(rows)
-    for env in [run.env for run in runs] or [e for e in held if e]:
+    for env in [row.env for row in rows]:
         for key, value in _told(env):
             found.setdefault(key, [])
             if value not in found[key]:
