@@ -200,7 +200,7 @@ def test_a_reward_file_is_known_by_content_without_running_it(known, task, tmp_p
 def put(run, status, checkpoint=False):
     (run.path / "checkpoints").mkdir(parents=True)
     meta = {"schema": 1, "identity": {"version": 1, "hash": run.spec.identity}, "label": run.spec.label}
-    meta["host"] = socket.gethostname()
+    meta |= {"task": run.spec.task, "seed": run.spec.seed, "meter": {}, "host": socket.gethostname()}
     (run.path / "run.json").write_text(json.dumps({**meta, "status": status}))
     if checkpoint:
         (run.path / "checkpoints" / "last.json").write_text("{}")
