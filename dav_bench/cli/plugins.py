@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dav_bench.cli import render
+from dav_bench.cli import complete, render
 from dav_bench.errors import DavBenchError, ExitCode, near
 from dav_bench.plugins import BLOCK, catalog, plugins
 from dav_bench.registry import KINDS, Entry, active
@@ -57,7 +57,7 @@ def _adds(name: str) -> str:
 
 @app.command("show")
 def show_plugin(
-    name: Annotated[str, typer.Argument(help="Name of the plugin.")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin.", autocompletion=complete.plugin)],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """One plugin: what it registers and which hooks it implements."""
@@ -88,7 +88,13 @@ def show_plugin(
 def new_plugin(
     name: Annotated[str, typer.Argument(help="Name of the plugin, such as codon-usage.")],
     kind: Annotated[
-        str, typer.Option(help="reward, model, method, searcher, trainer, metric, task or tracker.")
+        str,
+        typer.Option(
+            help="reward, model, method, searcher, trainer, metric, task or tracker.",
+            autocompletion=complete.one_of(
+                "reward", "model", "method", "searcher", "trainer", "metric", "task", "tracker"
+            ),
+        ),
     ],
     into: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
     author: Annotated[str, typer.Option(help="Who the licence names.")] = "",
@@ -104,7 +110,7 @@ def new_plugin(
 
 @app.command("check")
 def check_plugin(
-    name: Annotated[str, typer.Argument(help="Name of the plugin.")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin.", autocompletion=complete.plugin)],
     seconds: Annotated[float, typer.Option(min=1, help="Time limit of the check.")] = 600.0,
     memory_gb: Annotated[float, typer.Option(min=1, help="Limit of its address space in GB.")] = 32.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -242,8 +248,16 @@ def misfit(entry: Entry, task: TaskSpec) -> tuple[str, str]:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a method, task, model, reward, metric, ...")],
-    task: Annotated[str | None, typer.Option(help="Show the values that hold on this task.")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a method, task, model, reward, metric, ...", autocompletion=complete.anything
+        ),
+    ],
+    task: Annotated[
+        str | None,
+        typer.Option(help="Show the values that hold on this task.", autocompletion=complete.task),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Preset of the task file.")] = None,
     config: Annotated[str | None, typer.Option(help="TOML file of settings.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dav_bench.cli import complete
 from dav_bench.errors import DavBenchError, ExitCode, near, problems
 from dav_bench.launch import Limits, Outcome, launch, seconds, size
 from dav_bench.plan import PlannedRun, Request, plan
@@ -21,8 +22,13 @@ _Names = list[str]
 
 
 def run(
-    method: Annotated[_Names | None, typer.Option(help="Methods, comma-separated.")] = None,
-    task: Annotated[_Names | None, typer.Option(help="Tasks, comma-separated.")] = None,
+    method: Annotated[
+        _Names | None,
+        typer.Option(help="Methods, comma-separated.", autocompletion=complete.component("methods")),
+    ] = None,
+    task: Annotated[
+        _Names | None, typer.Option(help="Tasks, comma-separated.", autocompletion=complete.task)
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds, such as 0-4 or 0,3.")] = "0",
     set_: Annotated[
         _Names | None, typer.Option("--set", help="section.key=value; a,b,c makes a grid of runs.")
@@ -32,12 +38,28 @@ def run(
     search: Annotated[
         str,
         typer.Option(
-            help="Searcher applied to tuned models at test time; auto is the method's own, or none."
+            help="Searcher applied to tuned models at test time; auto is the method's own, or none.",
+            autocompletion=complete.component("searchers", "auto", "none"),
         ),
     ] = "auto",
-    searcher: Annotated[str | None, typer.Option(help="With --trainer: a method made of these two.")] = None,
-    trainer: Annotated[str | None, typer.Option(help="With --searcher: a method made of these two.")] = None,
-    reward: Annotated[str | None, typer.Option(help="Training reward: a name, or ./my.py:function.")] = None,
+    searcher: Annotated[
+        str | None,
+        typer.Option(
+            help="With --trainer: a method made of these two.", autocompletion=complete.component("searchers")
+        ),
+    ] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            help="With --searcher: a method made of these two.", autocompletion=complete.component("trainers")
+        ),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Training reward: a name, or ./my.py:function.", autocompletion=complete.component("rewards")
+        ),
+    ] = None,
     reward_wrap: Annotated[
         str | None, typer.Option(help="nes: estimate the gradient of a black-box training reward.")
     ] = None,
@@ -70,7 +92,10 @@ def run(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Rerun what is finished.")] = False,
     tracker: Annotated[
-        _Names | None, typer.Option(help="Trackers told of each run, comma-separated.")
+        _Names | None,
+        typer.Option(
+            help="Trackers told of each run, comma-separated.", autocompletion=complete.component("trackers")
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
