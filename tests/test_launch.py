@@ -279,6 +279,20 @@ def test_the_death_of_a_child_leaves_the_others_alone(asleep: Any) -> None:
     assert process.poll() is None
 
 
+@linux
+def test_the_death_of_the_server_takes_its_children_and_is_told(asleep: Any) -> None:
+    process, family, runs = asleep
+    (server,) = {
+        int(Path(f"/proc/{json.loads((r.path / 'run.json').read_text())['pid']}/stat").read_text().split()[3])
+        for r in runs
+    }
+    assert server in family and server != process.pid
+    os.kill(server, signal.SIGKILL)
+    assert process.wait(60) == ExitCode.RUN_FAILED
+    wait(lambda: gone(family), 20)
+    assert [RunDir.open(r.path).status for r in runs] == ["killed", "killed"]
+
+
 # ------------------------------------------------------------------------------------------------ small things
 
 
