@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tomllib
 from pathlib import Path
 
 import nox
@@ -40,7 +42,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def plugins(session: nox.Session) -> None:
-    """Build the core and plugins/*, install the wheels together, run each plugin's tests."""
+    """Build the core and plugins/*, install the wheels together, run each plugin's tests and its contract."""
     session.install("build>=1.2", "pytest>=8.3")
     wheels = Path(session.create_tmp()).resolve()
     for old in wheels.glob("*.whl"):
@@ -56,7 +58,41 @@ def plugins(session: nox.Session) -> None:
     for folder in folders:
         session.run("pytest", "-q", "-W", "error", str(root / folder / "tests"), env=QUIET)
     session.run("dav-bench", "--strict-plugins", "plugins", "list", env=QUIET)
+    for folder in folders:
+        project = tomllib.loads((root / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for name in (name for group in project["entry-points"].values() for name in group):
+            session.run("dav-bench", "plugins", "check", name, env=QUIET)
     session.run("dav-bench", "run", "--method", "dav", "--task", "dna", "--dry-run", env=QUIET)  # assets are inside
+    started = Path(session.create_tmp()).resolve() / "started"  # what `plugins new` writes, installed by pip
+    shutil.rmtree(started, ignore_errors=True)
+    kinds = ("reward", "model", "method", "searcher", "trainer", "metric", "task", "tracker")
+    away = ("python", "-m", "pip", "uninstall", "-q", "-y", *(f"dav-bench-try-{kind}" for kind in kinds))
+    session.run(*away, silent=True)  # an earlier session may have ended before it came to this
+    for kind in kinds:
+        session.run("dav-bench", "plugins", "new", f"try-{kind}", "--kind", kind, "--into", str(started), silent=True)
+    made = [started / f"dav-bench-try-{kind}" for kind in kinds]
+    session.install("--no-deps", *map(str, made))
+    session.run("pytest", "-q", "-W", "error", "--import-mode=importlib", *(str(m / "tests") for m in made), env=QUIET)
+    session.run(*away, silent=True)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site of the documentation, with warnings as errors; `nox -s docs` says where it lies."""
+    session.install("mkdocs-material>=9.5", "mkdocstrings-python>=1.10")
+    root, place = Path(__file__).resolve().parent, Path(session.create_tmp()).resolve()
+    shutil.rmtree(place / "source", ignore_errors=True)
+    pages = [root / "README.md", *root.glob("docs/**/*"), *root.glob("results/**/*"), *root.glob("tasks/**/*")]
+    kinds = {".md", ".svg", ".png", ".webp", ".csv", ".toml", ".json", ".html"}
+    for page in pages:
+        if page.suffix in kinds and "runs" not in page.parts:
+            target = place / "source" / page.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(page, target)
+    shutil.copy(root / "docs" / "mkdocs.yml", place)
+    env = {"DAV_BENCH_SOURCE": str(root), "NO_MKDOCS_2_WARNING": "1"}
+    session.run("mkdocs", "build", "--strict", "--quiet", "-f", str(place / "mkdocs.yml"), env=env)
+    session.log(f"the site lies at {place / 'site' / 'index.html'}")
 
 
 @nox.session
