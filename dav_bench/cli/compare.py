@@ -62,6 +62,8 @@ def find_pair(
     for section in sections:
         pair = [_match(section, name) for name in (a, b)]
         if all(pair):
+            for name, keys in zip((a, b), pair, strict=True):
+                _single(name, keys)
             found.setdefault(tuple(tuple(sorted(p)) for p in pair), (section, pair))
     if len(found) > 1:
         texts = [s.budget.text if s.budget else "none" for s, _ in found.values()]
@@ -91,14 +93,17 @@ def _match(section: Section, name: str) -> Mapping[tuple[str, str, str], str]:
         if name in (line["label"], line["method"], line["id"], f"{line['method']}/{line['id']}"):
             found[line["method"], line["id"], line["source"]] = str(line["label"])
     exact = {key: label for key, label in found.items() if name in (label, key[1])}
-    found = exact or found
+    return exact or found
+
+
+def _single(name: str, found: Mapping[tuple[str, str, str], str]) -> None:
+    """Refuse a name that means several settings."""
     if len({key[:2] for key in found}) > 1:
         raise DavBenchError(
             f"{name!r} means {len(found)} rows.",
             "They are " + ", ".join(f"{label}: {key[1]}" for key, label in found.items()) + ".",
             "one of these names or ids",
         )
-    return found
 
 
 def _absent(board: Board, sections: Sequence[Section], a: str, b: str) -> DavBenchError:

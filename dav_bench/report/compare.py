@@ -155,7 +155,7 @@ def _share(column: Column, a: Row, b: Row) -> float | None:
 
 
 def _noise(row: Row) -> int:
-    """Which evaluation noise a run drew from: all trained ones from the same, as does seed 0 of those that do not train."""
+    """Which evaluation noise a run drew from: all trained ones from the same, and seed 0 of the others too."""
     if row.spec["method"] in ("real", "exact"):
         return -1 - row.seed  # not drawn from noise, or by another way
     return 0 if trained(row) else row.seed
@@ -189,7 +189,8 @@ def _sentence(
     way = "higher" if d.paired.mean > 0 else "lower"
     way += {"up": "", "down": " (lower is better)"}.get(d.column.better, "")
     said = (
-        f"On {terms.task} (version {row.spec['task_version']}, {row.spec['eval']['samples']} evaluation samples per seed), "
+        f"On {terms.task} (version {row.spec['task_version']}, {row.spec['eval']['samples']} evaluation samples "
+        "per seed), "
         f"{d.column.title} is {number(d.a)} for {names[0]} and {number(d.b)} for {names[1]}"
     )
     once = f" {fixed} was run once and counts as fixed." if fixed else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dav_bench.errors import DavBenchError
 from dav_bench.report import charts
 from dav_bench.report.curves import Over, Split, band, find_curve
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 SPENT = {"cost": "network rows, forward + 2 x backward", "reward_rows": "reward rows, forward + 2 x backward"}
 """Units of what training spends."""
 
-SPLITS = {"train": "of what the search of a round found", "eval": "of the evaluation samples on the way"}
+SPLITS = {"train": "Samples that the search of a round found", "eval": "Evaluation samples on the way"}
 """What a curve is measured on."""
 
 
@@ -31,7 +33,7 @@ def pareto_figure(
     section = section or board.main
     chart = charts.pareto_chart(board, section, x, y)
     return titled(
-        chart, board, section, "bars: 95 % interval over seeds; dotted: rows that no other beats in both"
+        chart, board, section, "Bars: 95 % interval over seeds. Dotted: rows that no other beats in both."
     )
 
 
@@ -68,27 +70,42 @@ def curves_figure(
         raise no_curves(board, section, metric, split)
     title = next((charts.heading(c) for c in board.columns if c.name == metric), metric)
     families = [f for f in FAMILIES if f.title in {p["family"] for p in data}]
-    hue = alt.Color(
-        "family:N",
-        scale=alt.Scale(domain=[f.title for f in families], range=[f.colour for f in families]),
-        legend=alt.Legend(title="family"),
-    )
-    x = alt.X("spent:Q", title=f"training cost ({SPENT[over]})", axis=alt.Axis(format="~s", labelOverlap="greedy"),
-              scale=alt.Scale(padding=12))  # fmt: skip
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False, padding=12))
-    base = alt.Chart(alt.Data(values=data))
-    area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18).encode(
+    scale = alt.Scale(domain=[f.title for f in families], range=[f.colour for f in families])
+    hue = alt.Color("family:N", scale=scale, legend=alt.Legend(title="family", symbolOpacity=1))
+    room = 1.17 * max(p["spent"] for p in data)  # for the names of the rows
+    cost = f"training cost ({SPENT[over]})"
+    x = alt.X("spent:Q", title=cost, scale=alt.Scale(domainMin=0, domainMax=room, nice=False),
+              axis=alt.Axis(format="~s", labelOverlap="greedy"))  # fmt: skip
+    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
+    base = alt.Chart()
+    area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.12).encode(
         x, alt.Y("low:Q", title=title), alt.Y2("high"), hue, detail="row:N"
     )  # fmt: skip
-    lines = base.mark_line(strokeWidth=1.5).encode(x, y, hue, detail="row:N")
-    ends = base.transform_filter("datum.last")
+    lines = base.mark_line(strokeWidth=1.75).encode(x, y, hue, detail="row:N")
+    ends = base.transform_filter("isValid(datum.label)")
     dots = ends.mark_point(filled=True, size=36, opacity=1).encode(x, y, hue)
-    names = ends.mark_text(fontSize=11, dx=7, align="left").encode(x, y, alt.Text("row:N"))
-    what = f"{title} {SPLITS.get(split, split)} over the cost of training, {board.terms.task}"
-    chart = alt.layer(area, lines, dots, names).properties(
-        description=what, width=charts.WIDTH, height=charts.HEIGHT
+    names = ends.mark_text(fontSize=11, align="left").encode(
+        alt.X("right:Q", title=cost), alt.Y("label:Q", title=title), alt.Text("row:N"), hue
     )
-    return titled(chart, board, section, f"{SPLITS.get(split, split)}; band: 95 % interval over seeds")
+    what = f"{title} over the cost of training, {board.terms.task}. {SPLITS.get(split, split)}."
+    chart = charts._dressed(alt.layer(area, lines, dots, names), what, charts.HEIGHT, _labelled(data))
+    return titled(chart, board, section, f"{SPLITS.get(split, split)}. Band: 95 % interval over seeds.")
+
+
+def _labelled(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the last point of each row a place for its name: to the right of all, apart from the others."""
+    heights = [v for p in data for v in (p["low"], p["high"], p["value"]) if v is not None]
+    gap = 0.042 * (max(heights) - min(heights))
+    ends = sorted((p for p in data if p.pop("last")), key=lambda p: p["value"])
+    right = 1.02 * max(p["spent"] for p in data)
+    places = np.array([p["value"] for p in ends])
+    for _ in range(200):  # neighbours that overlap push each other away
+        push = np.maximum(0.0, gap - np.diff(places)) / 2
+        places[1:] += push
+        places[:-1] -= push
+    for place, end in zip(places.tolist(), ends, strict=True):
+        end |= {"label": place, "right": right}
+    return data
 
 
 def titled(chart: alt.LayerChart, board: Board, section: Section, note: str) -> alt.LayerChart:
