@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ guidance = 2.0
 samples = 8
 every = 0
 """
-SMALL = ("method.rounds=1", "method.samples=4", "method.minibatch=6", "method.updates=1", "method.lr=0.02")
+SMALL = {"rounds": 1, "samples": 4, "minibatch": 6, "updates": 1, "lr": 0.02, "width": 2, "n": 2, "group": 2}
 
 
 def clip_folder(folder: Path) -> Path:
@@ -78,6 +80,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clip_folder(tmp_path_factory.mktemp("clip"))
 
 
+def _settings(method: str) -> set[str]:
+    config: Any = catalog().get("methods", method).config
+    return {f.name for f in fields(config)}
+
+
 Made = Callable[..., dict[str, PlannedRun]]
 
 
@@ -86,14 +93,21 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: Path) -> Made:
     """Plans runs on the tiny task, by label."""
     monkeypatch.chdir(tmp_path)
 
-    def make(*methods: str, reward: str = "colourfulness", sets: tuple[str, ...] = (), **options: Any) -> Any:
+    def make(
+        *methods: str,
+        reward: str = "colourfulness",
+        sets: tuple[str, ...] = (),
+        animals: str = "cat\nbee\nbig dog\n",
+        **options: Any,
+    ) -> Any:
         folder = tmp_path / "tasks" / "tiny"
         folder.mkdir(parents=True, exist_ok=True)
         text = TASK.format(pipeline=pipelines.folder("sd"), clip=clip, reward=reward)
         (folder / "task.toml").write_text(text)
-        (folder / "animals.txt").write_text("cat\nbee\nbig dog\n")
+        (folder / "animals.txt").write_text(animals)
         options = {"baselines": False, "search": None, **options}
-        runs = planned(methods=list(methods), tasks=["tiny"], sets=[*SMALL, *sets], **options)
+        small = [f"{m}.{k}={v}" for m in methods for k, v in SMALL.items() if k in _settings(m)]
+        runs = planned(methods=list(methods), tasks=["tiny"], sets=[*small, *sets], **options)
         return {run.spec.label: run for run in runs}
 
     return make
@@ -167,23 +181,13 @@ def test_the_clip_model_of_the_metrics_is_that_of_transformers(clip: Path) -> No
 # ---- every method
 
 
-METHODS = [
-    e.name for e in catalog().all("methods") if e.origin == "builtin" and e.name not in ("real", "exact")
-]
-FEW = {
-    "fav": ("fav.samples=4",),
-    "svdd-mc": ("svdd-mc.width=2",),
-    "best-of-n": ("best-of-n.n=2",),
-    "svdd": ("svdd.width=2",),
-    "dav": ("dav.width=2",),
-    "dav-kl": ("dav-kl.width=2",),
-}
+METHODS = [e.name for e in catalog().all("methods") if not {"data", "target"} & set(e.requires)]
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("reward", ["colourfulness", "jpeg-compressibility"])
 def test_every_method_that_fits_runs(name: str, reward: str, tiny: Made) -> None:
-    made = tiny(name, reward=reward, sets=FEW.get(name, ()))[name]
+    made = tiny(name, reward=reward)[name]
     if reward != "colourfulness" and made.status == "skip":
         assert "reward.grad" in made.reason  # a black box has none, and the reason says so
         return
@@ -194,7 +198,7 @@ def test_every_method_that_fits_runs(name: str, reward: str, tiny: Made) -> None
 
 
 def test_a_search_without_gradient_runs_on_files(tiny: Made) -> None:
-    made = tiny("dav", reward="jpeg-compressibility", sets=("dav.guide=false", "dav.width=2"), search="tree")
+    made = tiny("dav", reward="jpeg-compressibility", sets=("dav.guide=false",), search="tree")
     done = [run(r) for r in made.values()]
     assert [r.meta["label"] for r in done] == ["dav", "dav+tree"]
 
@@ -206,7 +210,6 @@ def test_a_search_without_gradient_runs_on_files(tiny: Made) -> None:
     ("sets", "text"),
     [
         (("prompts.eval=none.txt",), r"there is no file 'none.txt'"),
-        (("prompts.train=cat,",), r"a prompt is empty"),
         (("model.path=nowhere/at/all",), r"nowhere"),
         (("model.size=7",), r"7 x 7 pixels cannot be encoded"),
         (("reward.train.use=hepg2-specificity",), r"hepg2-specificity.*(sequence|image)"),
@@ -220,9 +223,12 @@ def test_bad_input_is_one_clear_error(sets: tuple[str, ...], text: str, tiny: Ma
             raise DavBenchError(made.reason)
         done = execute(made.spec, Options(threads=1, device="cpu"))
         raise DavBenchError(str(done.meta["error"]))
-    import re
-
     assert re.search(text, str(caught.value)), str(caught.value)
+
+
+def test_a_file_without_prompts_is_refused(tiny: Made) -> None:
+    with pytest.raises(DavBenchError, match=r"animals.txt holds no prompt"):
+        tiny("pretrained", animals="\n# nothing\n")
 
 
 def test_a_prompt_that_is_too_long_is_cut_with_a_word(tiny: Made) -> None:
