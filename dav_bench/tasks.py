@@ -297,6 +297,8 @@ def _sha256(path: Path) -> str:
 
 def check_task(task: TaskSpec, catalog: Catalog) -> None:
     """Check the names a task uses against what is registered; all errors at once."""
+    from dav_bench.report.gates import Gate
+
     found = []
     names = [("models", "model.use", task.model["use"])]
     names += [("rewards", f"reward.{role}", reward["use"]) for role, reward in task.rewards.items()]
@@ -314,7 +316,14 @@ def check_task(task: TaskSpec, catalog: Catalog) -> None:
             metric = catalog.find("metrics", m)
             if metric and "target" in metric.requires:
                 found.append(f"metrics.{role}: {m!r} needs target.alpha, the temperature of the exact target")
-    ranked = [*task.rank.get("by", ()), *task.rank.get("gates", {})]
+    keys = ("by", "gates", "reference")
+    found += [f"rank.{key}: unknown key{near(key, keys)}" for key in task.rank if key not in keys]
+    for m, text in task.rank.get("gates", {}).items():
+        try:
+            Gate.of(m, text)
+        except DavBenchError as error:
+            found.append(f"rank.gates: {error.what}")
+    ranked = [name for key in keys for name in task.rank.get(key, ())]
     listed = [*DERIVED, *(m for role in ROLES for m in task.metrics[role])]
     found += [f"rank: {m!r} is no metric of this task{near(m, listed)}" for m in ranked if m not in listed]
     if found:

@@ -203,3 +203,12 @@ def test_shipped_tasks_are_valid(monkeypatch, tmp_path):
     )
     for task in found.found.values():
         check_task(task, catalog())
+
+
+def test_a_ranking_that_cannot_be_followed_is_named(folder):
+    wrong = 'model.use = "toy-tokens"\nrank.gates = { reward = "high" }\nrank.bye = ["reward"]\nrank.reference = { beauty = 1 }'
+    task = rewrite(folder, 'model.use = "toy-tokens"', wrong)
+    with pytest.raises(DavBenchError) as err:
+        check_task(task, catalog())
+    for part in ("the gate reward 'high' is no condition", "rank.bye: unknown key", "'beauty' is no metric"):
+        assert part in err.value.why

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dav_bench.report import pareto
+from dav_bench.report.gates import Gate
 from dav_bench.report.terms import Column, Terms
 
 FIRST = ("real", "exact", "pretrained")
@@ -52,7 +53,7 @@ def place(
         by: What counts.
         terms: Where gates and the reference point stand.
     """
-    gates = [pareto.Gate.of(m, text) for m, text in sorted(terms.rank.get("gates", {}).items())]
+    gates = [Gate.of(m, text) for m, text in sorted(terms.rank.get("gates", {}).items())]
     pretrained = next((line for line in lines if line["method"] == "pretrained"), {})
     known = {c.name: pretrained[c.name] for c in by if _finite(pretrained.get(c.name))}
     reference = pareto.reference_point(
@@ -85,7 +86,7 @@ def place(
     return Front(tuple(by), reference, short(pareto.volume(points, origin) if placed else 0.0))
 
 
-def _below(line: Mapping[str, Any], by: Sequence[Column], gates: Sequence[pareto.Gate]) -> str:
+def _below(line: Mapping[str, Any], by: Sequence[Column], gates: Sequence[Gate]) -> str:
     """Why a row is not placed; empty if it is."""
     missing = [c.title for c in by if not _finite(line[c.name])]
     if missing:

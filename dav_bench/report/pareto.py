@@ -1,4 +1,4 @@
-"""Which rows are beaten: Pareto layers, hypervolume, gates, and ranks that are intervals.
+"""Which rows are beaten: Pareto layers, hypervolume, and ranks that are intervals.
 
 Points are rows of an (n, d) array in which larger is better in every objective. A point dominates another if it is at
 least as good in all objectives and better in one; equal points do not dominate each other, so ties stay ties.
@@ -6,55 +6,16 @@ least as good in all objectives and better in one; equal points do not dominate 
 
 from __future__ import annotations
 
-import operator
 import random
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
-
-from dav_bench.errors import DavBenchError
 
 DRAWS = 10_000
 """Draws of the bootstrap over seeds."""
 SEEDS = 3
 """Fewer seeds give no rank."""
-
-_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A condition that a row must meet to stand above the line."""
-
-    metric: str
-    """What is looked at: the mean over seeds."""
-    sign: str
-    """>=, <=, > or <."""
-    limit: float
-    """What it is compared with."""
-
-    @classmethod
-    def of(cls, metric: str, text: str) -> Gate:
-        """Read a condition such as ">= 0.9"."""
-        found = re.fullmatch(r"\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*", str(text))
-        try:
-            return cls(metric, found[1], float(found[2]))  # type: ignore[index]
-        except (TypeError, ValueError):
-            raise DavBenchError(
-                f"the gate {metric} {text!r} is no condition.",
-                "A gate compares a metric with a number.",
-                f'[rank] gates = {{ {metric} = ">= 0.9" }}',
-            ) from None
-
-    def passes(self, value: float) -> bool:
-        """Whether a value meets it; NaN does not."""
-        return bool(_COMPARISONS[self.sign](value, self.limit))
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.sign} {self.limit:g}"
 
 
 def dominates(points: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dav_bench.errors import DavBenchError
+from dav_bench.report.gates import Gate
 from dav_bench.report.pareto import (
-    Gate,
     box,
     contributions,
     dominates,
