@@ -1,9 +1,10 @@
 """Train the text encoder and the UNet of `emoji-diffusion` on latents of captioned emoji.
 
-    python tasks/t2i/train_unet.py CACHE STATE --minutes 60
+    python tasks/t2i/train_unet.py CACHE STATE CODER --minutes 60
 
 STATE is a folder: latents.safetensors (pictures that went through the encoder, made where missing), state.pt (to go on
-from) and grids. Writes weights/emoji-diffusion at every look. Wants the tokenizer and the autoencoder.
+from) and grids. CODER is the small.safetensors of train_vae.py, whose latents are learnt. Writes the pipeline
+weights/emoji-diffusion at every look. Wants the tokenizer, and to draw grids the autoencoder.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from train_clip import Tokens
+from train_vae import halved, network
 from training import Run, join, quicken
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -76,6 +78,7 @@ def encoded(vae: AutoencoderKL, drawings: Drawings, n: int, generator: torch.Gen
     for rows in torch.arange(n).split(64):
         looks = draw_looks(*things_of(drawings, len(rows), generator), generator)
         x = picture(drawings, looks, generator) * 2 - 1
+        x = halved(x) if vae.config.sample_size == 32 else x
         with torch.autocast("cpu", torch.bfloat16):
             z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         for k, v in {"z": z.half(), **vars(looks)}.items():
@@ -162,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path)
     parser.add_argument("state", type=Path)
+    parser.add_argument("coder", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=40_000, help="pictures encoded beforehand")
@@ -177,8 +181,10 @@ def main() -> None:
     args.state.mkdir(parents=True, exist_ok=True)
     drawings, tokens = load(args.cache), Tokens()
     vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32).eval()
-    data = pool(vae, drawings, args.state / "latents.safetensors", args.pool)
-    held = encoded(vae, drawings, 1024, torch.Generator().manual_seed(5))
+    coder = quicken(network(32)).eval()
+    coder.load_state_dict(load_file(args.coder))
+    data = pool(coder, drawings, args.state / "latents.safetensors", args.pool)
+    held = encoded(coder, drawings, 1024, torch.Generator().manual_seed(5))
     model = Model()
     quicken(model.unet)
     print({k: round(sum(p.numel() for p in m.parameters()) / 1e6, 3) for k, m in

@@ -146,7 +146,8 @@ def train_small(drawings: Drawings, state: Path, minutes: float, batch: int, ran
     if rank == 0:
         torch.manual_seed(1)
         x = halved(picture(drawings, draw_looks(*sample_things(drawings, 2048))))
-        save_file(normalised(run.kept, x).state_dict(), state / "small.safetensors")
+        ready = normalised(copy.deepcopy(run.kept), x).state_dict()
+        save_file({k: v.contiguous() for k, v in ready.items()}, state / "small.safetensors")
 
 
 def train_full(drawings: Drawings, state: Path, minutes: float, batch: int, rank: int) -> None:

@@ -77,7 +77,7 @@ class Run:
     """One network in training: AdamW, a warm-up, averaged weights, and a state on disk to go on from.
 
     The learning rate is constant after the warm-up, so that training can go on at any time; over the last `cool` of the
-    minutes given it falls linearly to zero. The state that is kept for going on is that before the fall.
+    minutes given it falls linearly to zero, and a later call goes on with the full rate.
     """
 
     def __init__(
@@ -123,20 +123,15 @@ class Run:
             cool: share of the minutes over which the learning rate falls to zero.
         """
         start, spent, looked, running = time.monotonic(), self.seconds, 0.0, list[Tensor]()
-        cooling, done, share = False, False, 0.0
+        done, share = False, 0.0
         first = not dist.is_initialized() or dist.get_rank() == 0
         torch.manual_seed(
             torch.initial_seed() + self.step + 7919 * (dist.get_rank() if dist.is_initialized() else 0)
         )
         while not done:
             done = share >= 1
-            if cool and share > 1 - cool and not cooling:
-                cooling = True
-                if first:
-                    self.save()
-            rate = min(1.0, (self.step + 1) / self.warmup) * (
-                max(0.0, (1 - share) / cool) if cooling else 1.0
-            )
+            fall = min(1.0, max(0.0, 1 - share) / cool) if cool else 1.0
+            rate = min(1.0, (self.step + 1) / self.warmup) * fall
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * rate * group["share"]
             self.net.train()
@@ -161,8 +156,7 @@ class Run:
                 self.log.append(numbers)
                 print("  ".join(f"{k} {v:.5g}" for k, v in numbers.items()), flush=True)
                 running = []
-                if not cooling:
-                    self.save()
+                self.save()
 
 
 def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
