@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from dav_bench.builtin.diffusion import EmojiDiffusion, Pipeline
 from dav_bench.builtin.models.diffusion.network import Denoiser, Prompts
 from dav_bench.builtin.models.diffusion.pipelines import Family, load, quiet
+from dav_bench.core.meter import Meter
 from dav_bench.core.model import Model, chunks
 from dav_bench.core.process import ConsistencyProcess, FlowProcess, GaussianProcess
 from dav_bench.errors import DavBenchError
+
+LATENTS = 2**14
+"""Most latents of a call: 4 states of Stable Diffusion, which with gradients through UNet and VAE take about 60 GB."""
 
 _PREDICTIONS: Mapping[str, Literal["x0", "eps", "v"]] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -47,6 +51,13 @@ class DiffusionModel(Model):
         super().to(device, dtype)
         with quiet():
             self.vae.to(device=device, dtype=torch.float32 if self.autocast else dtype)
+        return self
+
+    def attach(self, meter: Meter, micro_batch: int | None = None) -> DiffusionModel:
+        """Counts on `meter`; calls are of at most `micro_batch` rows, and of `LATENTS` latents."""
+        super().attach(meter, micro_batch)
+        most = max(1, LATENTS // (self.process.shape[1] * self.process.shape[2]))  # type: ignore[union-attr]
+        self.micro_batch = most if self.micro_batch is None else min(most, self.micro_batch)
         return self
 
     @property

@@ -211,7 +211,7 @@ class Denoiser(nn.Module):
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         full = super().state_dict(*args, **options)
-        return {name: full[name] for name in self.trained}
+        return full if args or options else {name: full[name] for name in self.trained}  # as a part of another: all
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
         own = dict(self.named_parameters())

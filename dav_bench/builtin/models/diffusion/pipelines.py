@@ -190,10 +190,11 @@ def _check(folder: Path) -> None:
 
 
 def _missing(path: str, why: str) -> DavBenchError:
+    fetch = "`hf download OWNER/NAME --local-dir FOLDER` where there is a network, then --set model.path=FOLDER"
     return DavBenchError(
         f"the model {path!r} cannot be had.",
         f"{why}\nIt should be a pipeline folder of diffusers, or the id of one on huggingface.co.",
-        "`hf download OWNER/NAME --local-dir FOLDER` where there is a network, then --set model.path=FOLDER",
+        _CONVERT if "safetensors" in why else fetch,
         code=ExitCode.MISSING,
     )
 
