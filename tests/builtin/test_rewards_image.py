@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dav_bench.builtin.rewards.colour import Colourfulness
 from dav_bench.builtin.rewards.jpeg import Compressibility, Incompressibility
+from dav_bench.cli.plugins import describe
 from dav_bench.plugins import catalog
 
 
@@ -90,3 +91,12 @@ def test_declares_what_it_is(name: str) -> None:
     assert (values >= low).all()
     assert (values <= high).all()
     assert reward.unit
+
+
+@pytest.mark.parametrize(
+    ("name", "range"), [("colourfulness", "0 to 297.7"), ("emoji-clip", "-100 to 100"), ("aesthetic", "-inf to inf")]
+)
+def test_show_states_range_and_unit(name: str, range: str) -> None:
+    shown = describe(catalog().get("rewards", name), None, None, None, [])
+    assert shown["range"] == range
+    assert shown["unit"]
