@@ -91,7 +91,10 @@ def _expected(run: PlannedRun, results: Path) -> Cost | None:
     if run.status in ("cached", "skip"):
         return Cost(0, 0.0)
     published = board(results, run.spec.task)
-    held, source = published.runs.get(run.spec.identity) or published.settings.get(run.spec.run_id), "published"
+    held, source = (
+        published.runs.get(run.spec.identity) or published.settings.get(run.spec.run_id),
+        "published",
+    )
     if held is None:
         held, source = _sibling(run), "local"
     if held is not None:

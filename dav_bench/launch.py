@@ -438,7 +438,11 @@ class _Pool:
         for spec in (job.run.base, job.run.spec):  # it may have been at work on the run it builds on
             if spec is not None:
                 held = RunDir.bury(self.options.out / spec.dirname, found.status, found.error)
-        return found if held is None else replace(found, status=held.status, error=held.meta["error"] or found.error)
+        return (
+            found
+            if held is None
+            else replace(found, status=held.status, error=held.meta["error"] or found.error)
+        )
 
     def _end(self, run: PlannedRun, outcome: Outcome) -> None:
         self.outcomes[run.path] = outcome

@@ -54,7 +54,9 @@ def results(run: RunDir) -> tuple[Any, ...]:
 
 def assert_same(ours: Path, whole: Path) -> None:
     for a, b in zip(grid(ours), grid(whole), strict=True):
-        (weights, meter, *frames), (weights2, meter2, *frames2) = (results(RunDir.open(r.path)) for r in (a, b))
+        (weights, meter, *frames), (weights2, meter2, *frames2) = (
+            results(RunDir.open(r.path)) for r in (a, b)
+        )
         assert weights == weights2 and meter == meter2
         for frame, frame2 in zip(frames, frames2, strict=True):
             assert_frame_equal(frame, frame2)
@@ -138,7 +140,9 @@ def test_children_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
             assert_same(out, whole)
             grids += 1
             out = restart(tmp_path, grids)
-    print(f"\n{kills} kills of children in {attempts} launches, {grids} grids finished; saved then: {dict(fell)}")
+    print(
+        f"\n{kills} kills of children in {attempts} launches, {grids} grids finished; saved then: {dict(fell)}"
+    )
 
 
 def _parent(out: Path) -> None:
@@ -188,7 +192,9 @@ def test_parents_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
             assert_same(out, whole)
             grids += 1
             out = restart(tmp_path, grids)
-    print(f"\n{kills} kills of parents in {attempts} attempts, {grids} grids finished; saved then: {dict(fell)}")
+    print(
+        f"\n{kills} kills of parents in {attempts} attempts, {grids} grids finished; saved then: {dict(fell)}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ a full disk
@@ -206,7 +212,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     except (OSError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"no small disk to fill: {error}")
     if done.returncode:
-        pytest.skip(f"no small disk to fill: {done.stderr.strip()} (test_store.py limits the size of files instead)")
+        pytest.skip(
+            f"no small disk to fill: {done.stderr.strip()} (test_store.py limits the size of files instead)"
+        )
     yield place
     subprocess.run([*sudo, "umount", "--lazy", str(place)], check=True, timeout=20)
 

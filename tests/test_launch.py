@@ -84,7 +84,11 @@ def test_a_child_gives_the_bits_of_this_process_and_says_what_happens() -> None:
     made = launch([there], options("there", listeners=(notes,)), apart=True)
     assert made == {there.path: Outcome("done", told=True)}
     assert_same(RunDir.open(here.path), RunDir.open(there.path))
-    assert notes.seen == [("started", "dav", 0), *(("round", "dav", r) for r in (1, 2, 3)), ("done", "dav", 0)]
+    assert notes.seen == [
+        ("started", "dav", 0),
+        *(("round", "dav", r) for r in (1, 2, 3)),
+        ("done", "dav", 0),
+    ]
 
 
 def test_jobs_share_the_cores_and_wait_for_what_they_build_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +201,9 @@ def test_what_another_process_writes_is_left_to_it() -> None:
     assert RunDir.open(mine[0].path).status == "killed"  # it is ours to go on with
 
 
-def test_a_missing_asset_is_told_once_and_gives_its_exit_code(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_missing_asset_is_told_once_and_gives_its_exit_code(
+    monkeypatch: Any, tmp_path: Path, capsys: Any
+) -> None:
     runs = planned(methods=["svdd", "best-of-n"], tasks=["dna-gosai"], out=Path("out"), baselines=False)
     if any(r.status == "skip" for r in runs):
         pytest.skip("the plan already knows that something is missing")
@@ -209,7 +215,18 @@ def test_a_missing_asset_is_told_once_and_gives_its_exit_code(monkeypatch: Any, 
 
 
 def start(*args: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dav_bench", "run", "--task", "toy-tokens", "--method", "dav", "--out", "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "dav_bench",
+        "run",
+        "--task",
+        "toy-tokens",
+        "--method",
+        "dav",
+        "--out",
+        "out",
+    ]
     sets = [word for s in FAST for word in ("--set", s)]
     # a shell without job control starts what stands in the background with SIGINT ignored, and children inherit that
     return subprocess.Popen(
@@ -299,14 +316,16 @@ def test_the_death_of_the_server_takes_its_children_and_is_told(asleep: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("90", 90), ("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1.5 hours", 5400), ("2 d", 172800)]
+    ("text", "value"),
+    [("90", 90), ("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1.5 hours", 5400), ("2 d", 172800)],
 )
 def test_times_are_read(text: str, value: float) -> None:
     assert seconds(text) == value
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("8GB", 8 << 30), ("500 MB", 500 << 20), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("1000", 1000)]
+    ("text", "value"),
+    [("8GB", 8 << 30), ("500 MB", 500 << 20), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("1000", 1000)],
 )
 def test_sizes_are_read(text: str, value: int) -> None:
     assert size(text) == value
@@ -320,7 +339,9 @@ def test_other_limits_are_refused(text: str) -> None:
 
 
 def test_deterministic_is_recorded_and_refuses_what_is_not(reward: Any) -> None:
-    sound = "import torch; torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))"  # which of two lands is open
+    sound = (
+        "import torch; torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))"  # which of two lands is open
+    )
     runs = grid("dav.rounds=2,3", reward=reward(f"if Path('armed').exists(): exec({sound!r})"))
     made = launch(runs[:1], options(deterministic=True), apart=True)
     assert made[runs[0].path].status == "done"

@@ -63,7 +63,9 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
 
 
 def test_every_cell_of_the_core_suite_is_published(core: list[PlannedRun]) -> None:
-    odd = [(r.spec.task, r.spec.label, r.spec.seed, r.status, r.reason) for r in core if r.status != "published"]
+    odd = [
+        (r.spec.task, r.spec.label, r.spec.seed, r.status, r.reason) for r in core if r.status != "published"
+    ]
     assert core and odd == []
 
 
@@ -89,7 +91,9 @@ def test_what_is_published_says_what_it_costs(core: list[PlannedRun]) -> None:
 
 def test_a_dry_run_of_the_core_suite_as_the_program_shows_it(tmp_path: Path) -> None:
     shutil.copytree(RESULTS / "leaderboards", tmp_path / "results" / "leaderboards")
-    code = "import sys; from dav_bench.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from dav_bench.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "run", "--suite", "core", "--dry-run", "--json"],
         cwd=tmp_path, capture_output=True, text=True,
@@ -154,7 +158,10 @@ def test_a_suite_is_its_commands(place: Path) -> None:
 def test_tasks_and_methods_pick_from_a_suite(place: Path) -> None:
     suite = find_suite("quick")
     few = planned_suite(suite, tasks=["toy-mixture"], out=place)
-    assert {r.spec.task for r in few} == {"toy-mixture"} and {r.spec.method for r in few} >= {"dav", "pretrained"}
+    assert {r.spec.task for r in few} == {"toy-mixture"} and {r.spec.method for r in few} >= {
+        "dav",
+        "pretrained",
+    }
     few = planned_suite(suite, methods=["svdd"], out=place)
     assert {r.spec.method for r in few} == {"svdd", "pretrained", "exact"}
     with pytest.raises(DavBenchError, match="did you mean 'toy-tokens'") as error:

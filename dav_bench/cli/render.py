@@ -76,7 +76,9 @@ def plan_table(runs: Sequence[PlannedRun], costs: Sequence[Cost | None] = (), jo
         rows.append((run.spec.task, run.spec.label, run.spec.seed, run.status, run.spec.run_id, *spent, note))
     table(("task", "run", "seed", "status", "id", "rows", "time", "note"), rows)
     counts = {s: n for s in get_args(Status) if (n := sum(r.status == s for r in runs))}
-    typer.echo(f"{len(runs)} runs: {', '.join(f'{n} {s}' for s, n in counts.items())}{_total(runs, costs, jobs)}")
+    typer.echo(
+        f"{len(runs)} runs: {', '.join(f'{n} {s}' for s, n in counts.items())}{_total(runs, costs, jobs)}"
+    )
     for task in {r.task.name: r.task for r in runs}.values():
         if task.expect:
             expect = ", ".join(f"{k} {v}" for k, v in task.expect.items())
@@ -262,10 +264,16 @@ def summary(runs: Sequence[PlannedRun], outcomes: Mapping[Path, Outcome], out: P
     if left and len(runs) > 1:
         first = {r.path: outcomes[r.path].error.split("\n")[0] for r in left}
         rows_left = [(r.spec.task, r.spec.label, r.spec.seed, status[r.path], first[r.path]) for r in left]
-        table(("task", "run", "seed", "status", "why"), rows_left, f"{len(left)} of {len(runs)} runs did not finish")
+        table(
+            ("task", "run", "seed", "status", "why"),
+            rows_left,
+            f"{len(left)} of {len(runs)} runs did not finish",
+        )
     for run in left:
         if (run.path / "log.txt").exists():
-            notice_line(f"{run.spec.label} seed {run.spec.seed}: {status[run.path]}; see {run.path / 'log.txt'}")
+            notice_line(
+                f"{run.spec.label} seed {run.spec.seed}: {status[run.path]}; see {run.path / 'log.txt'}"
+            )
     places = sorted({str(r.path.parent.parent) for r in runs})
     typer.echo(f"results: {', '.join(places)}")
 
