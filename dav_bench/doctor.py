@@ -199,7 +199,7 @@ def _tasks(build: bool) -> Iterator[Finding]:
 
 def _parts(task: Any) -> Iterator[Finding]:
     """Whether a task's model and rewards can be built: a file that is not shipped is a note."""
-    parts = [("models", task.model, (dict(task.sampler),))]
+    parts: list[tuple[str, Mapping[str, Any], tuple[Any, ...]]] = [("models", task.model, (dict(task.sampler),))]
     parts += [("rewards", reward, ()) for reward in task.rewards.values()]
     for kind, settings, extra in parts:
         params = dict(settings)

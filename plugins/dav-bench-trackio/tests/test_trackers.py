@@ -36,7 +36,7 @@ def stand(monkeypatch):
     made = Stand()
     for name in ("trackio", "wandb"):
         module = ModuleType(name)
-        module.init = made.init
+        module.init, module.finish = made.init, made.finish
         monkeypatch.setitem(sys.modules, name, module)
     board = ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = made.SummaryWriter

@@ -92,6 +92,11 @@ class Trackio(Tracker):
             embed=False,
         )
 
+    def close(self, status):
+        import trackio
+
+        trackio.finish()  # the run's own `finish` would be called again, and heard, when the program ends
+
 
 class TensorBoard(Tracker):
     """Event files in the folder `tensorboard` of the run."""
