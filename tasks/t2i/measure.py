@@ -3,9 +3,9 @@
     python tasks/t2i/measure.py CACHE STATES [PART ...]
 
 STATES is the folder that holds the states of training (vae, clip, heldout, looks, unet), for steps and seconds.
-Parts: sizes, training, clip, vae, looks, unet, reference, samples, sweep, grid; all but the sweep where none is named.
-Parts not named keep what measured.json says. `reference` writes weights/reference.safetensors, and `grid` writes
-docs/emoji-diffusion.webp.
+Parts: sizes, training, clip, vae, looks, unet, reference, scales, samples, sweep, grid; all but the sweep where none is
+named. Parts not named keep what measured.json says. `reference` writes weights/reference.safetensors, `scales` scales.json,
+and `grid` docs/emoji-diffusion.webp.
 """
 
 from __future__ import annotations
@@ -158,6 +158,25 @@ def reference(bench: Bench) -> dict[str, Any]:
     return {"pictures": len(thing)}
 
 
+def scales(bench: Bench) -> dict[str, Any]:
+    """Write scales.json: both rewards of training pictures and their names, the scale on which boards state the gap."""
+    g = torch.Generator().manual_seed(27)
+    thing = torch.arange(ANIMALS).repeat_interleave(32)
+    artist = torch.arange(len(thing)) % len(ARTISTS)
+    parts = torch.arange(len(thing)).split(312)
+    x = torch.cat([picture(bench.drawings, draw_looks(thing[r], artist[r], g), g) for r in parts])
+    held: dict[str, Any] = {"of": "training pictures of the 39 animals by all four artists"}
+    for role, name in (("train", "emoji-clip"), ("heldout", "emoji-clip-heldout")):
+        eye = bench.eye(name)
+        with torch.inference_mode():
+            text = eye.encode_text(bench.tokens(bench.names), normalize=True)[thing]
+            reward = 100 * (features(eye, x) * text).sum(1)
+        quantiles = torch.quantile(reward, torch.tensor([0.1, 0.5, 0.9])).tolist()
+        held[role] = {k: round(q, 4) for k, q in zip(("q10", "median", "q90"), quantiles, strict=True)}
+    (HERE / "scales.json").write_text(json.dumps(held, indent=2) + "\n")
+    return {"pictures": len(thing)}
+
+
 def agreement(bench: Bench, x: Tensor, truth: Tensor) -> dict[str, float]:
     """39-way accuracy and cosine of both CLIPs on pictures of animals, numbers (N,)."""
     out = {}
@@ -229,7 +248,7 @@ def grid(bench: Bench) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    f.__name__: f for f in (sizes, training, clip, vae, looks, unet, reference, samples, sweep, grid)
+    f.__name__: f for f in (sizes, training, clip, vae, looks, unet, reference, scales, samples, sweep, grid)
 }
 
 
