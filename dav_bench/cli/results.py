@@ -255,5 +255,5 @@ def _print(board: Board) -> None:
         out.print(formats.rich_table(board, section, mark=True))
         for line in formats.remarks(section):
             out.print(line, markup=False, style="dim")
-    for line in (formats.protocol(board), *formats.notes(board)):
+    for line in (formats.protocol(board), *formats.notes(board), *formats.remarks(board.main)):
         out.print(line, markup=False, style="dim")

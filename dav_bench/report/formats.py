@@ -87,8 +87,11 @@ def named(line: Mapping[str, Any]) -> str:
 
 
 def _places(section: Section) -> list[str]:
-    """Columns that say where a row stands; with a single objective the layers are the order itself."""
-    if section.front is None:
+    """Columns that say where a row stands; with a single objective the layers are the order itself.
+
+    None where no row has a rank yet: after a run of one seed a table shows numbers, not places.
+    """
+    if section.front is None or section.frame["rank low"].is_null().all():
         return []
     return ["layer", "rank"] if len(section.front.by) > 1 else ["rank"]
 
