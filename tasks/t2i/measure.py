@@ -4,8 +4,8 @@
 
 STATES is the folder that holds the states of training (vae, clip, heldout, looks, unet), for steps and seconds.
 Parts: sizes, training, clip, vae, looks, unet, reference, scales, samples, sweep, grid; all but the sweep where none is
-named. Parts not named keep what measured.json says. `reference` writes weights/reference.safetensors, `scales` scales.json,
-and `grid` docs/emoji-diffusion.webp.
+named. Parts not named keep what measured.json says. `reference` writes weights/reference.safetensors, `scales` writes
+scales.json, and `grid` writes docs/emoji-diffusion.webp.
 """
 
 from __future__ import annotations
