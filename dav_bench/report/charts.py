@@ -44,7 +44,7 @@ _SHOWN = "indexof(shown, datum.family) >= 0"
 
 
 def points(board: Board, section: Section, catalog: Catalog | None = None) -> list[dict[str, Any]]:
-    """One mark for each row: its numbers as `<column>`, `<column> lo` and `<column> hi`."""
+    """One mark for each row: its numbers as `<column>`, `<column> lo` and `<column> hi`, and what gate it fails."""
     found = []
     for line in section.frame.iter_rows(named=True):
         family = family_of(line["method"], catalog)
@@ -54,6 +54,8 @@ def points(board: Board, section: Section, catalog: Catalog | None = None) -> li
             "seeds": line["n"],
             "kind": _kind(line, family.name),
         }
+        if line.get("below"):
+            point["below"] = line["below"]
         for column in board.columns:
             mean, half = line[column.name], line[f"{column.name} ±"]
             if mean is not None and np.isfinite(mean):
@@ -179,7 +181,7 @@ def _scatter(
     tips += [alt.Tooltip("x:Q", title="rows in all", format=",.4~g")] if "samples" in values else []
     falling = [alt.SortField("u", "descending"), alt.SortField("v", "descending")]
     ahead = (
-        base.transform_filter("datum.kind != 'yardstick'")
+        base.transform_filter("datum.kind != 'yardstick' && !datum.below")
         .transform_calculate(u="xsign * datum.x", v="ysign * datum.y")
         .transform_window(best="max(v)", frame=[None, 0], sort=falling)
         .transform_window(before="lag(best)", sort=falling)
@@ -196,8 +198,10 @@ def _scatter(
     tall = base.transform_filter("isValid(datum.ylo)").mark_rule(strokeWidth=1.25, opacity=0.55).encode(
         at_x, alt.Y("ylo:Q", title=titles[1]), alt.Y2("yhi"), hue
     )  # fmt: skip
-    dots = base.mark_point(filled=True, size=90, opacity=1, stroke="white", strokeWidth=0.75).encode(
-        at_x, at_y, hue, shape, tooltip=tips
+    faded = alt.condition("datum.below", alt.value(0.35), alt.value(1))  # what fails a gate is on no front
+    tips += [alt.Tooltip("below:N", title="below the line")] if any("below" in p for p in data) else []
+    dots = base.mark_point(filled=True, size=90, stroke="white", strokeWidth=0.75).encode(
+        at_x, at_y, hue, shape, tooltip=tips, opacity=faded
     )
     late = "scale('x', datum.x) > width - 80"  # labels near the right edge stand to the left of their mark
     text = {
@@ -308,7 +312,7 @@ def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Gaussian kernel density (len(grid),) with Silverman's bandwidth, no narrower than the grid."""
     spread = min(values.std(), np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.34 or values.std())
     width = max(0.9 * spread * len(values) ** -0.2, float(grid[1] - grid[0]))
-    return np.exp(-0.5 * ((grid[:, None] - values) / width) ** 2).mean(1) / width
+    return np.exp(-0.5 * ((grid[:, None] - values) / width) ** 2).mean(1) / (width * np.sqrt(2 * np.pi))
 
 
 def _window(held: Sequence[np.ndarray]) -> tuple[float, float]:

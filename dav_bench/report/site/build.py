@@ -47,7 +47,10 @@ class Built:
 
 def stamp(materials: Sequence[Material]) -> str:
     """A hash of every number of the boards: a report with another one is stale."""
-    return views.digest(formats.document(m.board).encode() for m in materials)
+    parts = (
+        formats.table_csv(m.board) + json.dumps(m.board.terms.reference, sort_keys=True) for m in materials
+    )
+    return views.digest(part.encode() for part in parts)
 
 
 def is_current(out: Path, materials: Sequence[Material]) -> bool:

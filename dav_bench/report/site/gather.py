@@ -94,8 +94,8 @@ def _material(results: Path, name: str, published: bool) -> Material | None:
             continue
         local.append(row)
         runs[row.identity] = record.run
-    if local or terms is None:
-        terms = _terms(task, local, results) or terms
+    if local and (task is not None or terms is None):
+        terms = _terms(task, local, results)
     if terms is None or not (rows or local or unfinished):
         return None
     return Material(name, build(with_local(rows, local), terms), task, runs, unfinished)
