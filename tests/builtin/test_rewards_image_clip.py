@@ -167,3 +167,20 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, files: Path) -> 
     (tmp_path / "clip" / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(DavBenchError, match="other shapes"):
         EmojiReward.load(settings(files, weights=str(tmp_path / "clip")))
+
+
+def test_the_shipped_models_differ_in_kind_and_read_prompts() -> None:
+    train, heldout = EmojiReward.load(EmojiClip()), EmojiReward.load_heldout(EmojiClip())
+    assert type(train.towers.visual) is not type(heldout.towers.visual)
+    assert 2 * sum(p.numel() for r in (train, heldout) for p in r.parameters()) < 10 * 2**20  # bytes in fp16
+    x = images(3, 64).requires_grad_()
+    cond = torch.tensor([0, 1, 0])
+    for reward in (train, heldout):
+        reward.encode(["tiger", "red apple"])
+        assert reward.features(x).shape == (3, 128)
+        value = reward(x, cond)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+        assert value.abs().max() < 100
+        assert not torch.allclose(value, reward(x, 1 - cond), atol=0.1)
