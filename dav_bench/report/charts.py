@@ -40,6 +40,7 @@ SHAPES = {
 }
 """What the marker says, so that nothing hangs on colour alone."""
 
+_SPARSE = {"labelOverlap": "greedy", "tickCount": 6}
 _SHOWN = "indexof(shown, datum.family) >= 0"
 
 
@@ -49,7 +50,7 @@ def points(board: Board, section: Section, catalog: Catalog | None = None) -> li
     for line in section.frame.iter_rows(named=True):
         family = family_of(line["method"], catalog)
         point = {
-            "row": line["label"],
+            "row": _named(line),
             "family": family.title,
             "seeds": line["n"],
             "kind": _kind(line, family.name),
@@ -67,6 +68,10 @@ def points(board: Board, section: Section, catalog: Catalog | None = None) -> li
                     }
         found.append(point)
     return found
+
+
+def _named(line: Mapping[str, Any]) -> str:
+    return line["label"] + ("" if line["source"] == "published" else " (local)")
 
 
 def _kind(line: Mapping[str, Any], family: str) -> str:
@@ -166,7 +171,7 @@ def _scatter(
     params = [alt.param(name=name, value=value) for name, value in values.items()]
     params.append(_shown(families))
     base = alt.Chart()
-    axis = {"labelOverlap": "greedy", "tickCount": 6}
+    axis = _SPARSE
     log = scale["type"] == "log"
     lines = {"grid": not log, "format": "~s" if log else alt.Undefined}
     at_x = alt.X("x:Q", scale=alt.Scale(padding=18, **scale), title=titles[0],
@@ -206,6 +211,7 @@ def _scatter(
     late = "scale('x', datum.x) > width - 80"  # labels near the right edge stand to the left of their mark
     text = {
         "fontSize": 11,
+        "limit": 130,
         "dy": -8,
         "align": {"expr": f"{late} ? 'right' : 'left'"},
         "dx": {"expr": f"{late} ? -7 : 7"},
@@ -256,7 +262,7 @@ def densities_chart(
         values = np.concatenate(found) if found else np.empty(0)
         values = values[np.isfinite(values)]
         if len(values) > 1:
-            held.append((line["label"], family_of(line["method"], catalog), values))
+            held.append((_named(line), family_of(line["method"], catalog), values))
     if not held:
         return None
     low, high = _window([v for _, _, v in held])
@@ -339,23 +345,21 @@ def curves_chart(
     """
     import altair as alt
 
-    data, section = [], section or board.main
+    section, data = section or board.main, []  # type: Section, list[dict[str, Any]]
     for line in section.frame.iter_rows(named=True):
         family = family_of(line["method"], catalog).title
         for run in section.runs[line["method"], line["id"], line["source"]]:
             found = find_curve(run.curves, metric, split)
             for spent, value in () if found is None else zip(found.over(over), found.value, strict=True):
                 if np.isfinite(value):
-                    data.append({"row": line["label"], "seed": run.seed, "family": family,
+                    data.append({"row": _named(line), "seed": run.seed, "family": family,
                                  "spent": _short(spent), "value": _short(value)})  # fmt: skip
     if not data:
         return None
     title = {c.name: c.title for c in board.columns}.get(metric, metric)
     spent = "network rows" if over == "cost" else "reward rows"
     base = alt.Chart().encode(
-        alt.X(
-            "spent:Q", title=f"{spent} spent on training", axis=alt.Axis(format="~s", labelOverlap="greedy")
-        ),
+        alt.X("spent:Q", title=f"{spent} spent on training", axis=alt.Axis(format="~s", **_SPARSE)),
         alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
         _hue([p["family"] for p in data]),
         detail=["row:N", "seed:N"],

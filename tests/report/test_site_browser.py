@@ -214,6 +214,14 @@ def test_the_theme_follows_the_system_and_the_switch(visit):
     assert visit(scheme="light").evaluate(ground) == "rgb(251, 250, 248)"
 
 
+def test_pictures_are_seen(visit, site):
+    page = visit(next((site / "toy").glob("grpo-*-local.html")).relative_to(site).as_posix(), width=390)
+    pictures = page.locator(".gallery img")
+    assert pictures.count() == 2
+    pictures.first.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.querySelectorAll('.gallery img')].every(i => i.naturalWidth === 256)")
+
+
 def test_hostile_names_are_text(visit):
     page = visit()
     assert HOSTILE in " ".join(labels(page))
