@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,12 +249,15 @@ def wait(what: Callable[[], Any], limit: float = 120.0) -> Any:
 def asleep(reward: Any) -> Iterator[tuple[subprocess.Popen[bytes], list[int], list[PlannedRun]]]:
     """The program with two runs at work at once, both asleep in their reward, and all processes it has."""
     name = reward("Path(f'asleep-{os.getpid()}').touch(); time.sleep(600)")
-    process = start("--reward", name, "--seeds", "0-1", "--jobs", "2")
+    process, family = start("--reward", name, "--seeds", "0-1", "--jobs", "2"), []
     try:
         wait(lambda: len(list(Path.cwd().glob("asleep-*"))) == 2)
-        yield process, descendants(process.pid), grid(seeds=(0, 1), reward=name)
+        family = descendants(process.pid)
+        yield process, family, grid(seeds=(0, 1), reward=name)
     finally:
-        process.kill()
+        for pid in (process.pid, *family):  # where a test fails, more than the first may be left
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.communicate()
 
 
