@@ -18,8 +18,9 @@ from dav_bench.core.model import Model, chunks
 from dav_bench.core.process import ConsistencyProcess, FlowProcess, GaussianProcess
 from dav_bench.errors import DavBenchError
 
-LATENTS = 2**14
-"""Most latents of a call: 4 states of Stable Diffusion, which with gradients through UNet and VAE take about 60 GB."""
+LATENTS = {"cuda": 2**14, "cpu": 2**10}
+"""Most latents of a call. Four states of Stable Diffusion take about 60 GB with gradients through UNet and VAE; 16 of
+the embedded model take half a GB, and more of them at once are no faster on a CPU."""
 
 _PREDICTIONS: Mapping[str, Literal["x0", "eps", "v"]] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -56,7 +57,8 @@ class DiffusionModel(Model):
     def attach(self, meter: Meter, micro_batch: int | None = None) -> DiffusionModel:
         """Counts on `meter`; calls are of at most `micro_batch` rows, and of `LATENTS` latents."""
         super().attach(meter, micro_batch)
-        most = max(1, LATENTS // (self.process.shape[1] * self.process.shape[2]))  # type: ignore[union-attr]
+        limit = LATENTS["cpu" if self.device.type == "cpu" else "cuda"]
+        most = max(1, limit // (self.process.shape[1] * self.process.shape[2]))  # type: ignore[union-attr]
         self.micro_batch = most if self.micro_batch is None else min(most, self.micro_batch)
         return self
 
