@@ -345,7 +345,8 @@ def curves_chart(
     """
     import altair as alt
 
-    section, data = section or board.main, []  # type: Section, list[dict[str, Any]]
+    section = section or board.main
+    data: list[dict[str, Any]] = []
     for line in section.frame.iter_rows(named=True):
         family = family_of(line["method"], catalog).title
         for run in section.runs[line["method"], line["id"], line["source"]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROLE_TITLES = {"quality": "quality", "diversity": "diversity", "natural": "naturalness", "cost": "cost"}
 WHISKER = 3.0
 """Values further than this many interquartile ranges from the quartiles are drawn at the edge of their column."""
+COUNTS = ("forward", "backward", "shared", "reward", "reward_backward", "reward_shared", "seconds")
 PHASES = ("search", "fit", "sample", "eval")
 
 
@@ -429,20 +430,14 @@ def _meter(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str]]]]
     """Counts by phase, as the mean over seeds."""
     phases = [p for p in PHASES if any(p in r.meter for r in rows)]
     phases += sorted({p for r in rows for p in r.meter} - set(phases))
-    names = list(dict.fromkeys(name for r in rows for p in phases for name in r.meter.get(p, {})))
+    held = {name for r in rows for p in phases for name in r.meter.get(p, {})}
+    names = [*(n for n in COUNTS if n in held), *sorted(held - set(COUNTS))]
     names = [n for n in names if any(r.meter.get(p, {}).get(n) for r in rows for p in phases)]
     lines = []
     for phase in phases:
-        held = [float(np.mean([r.meter.get(phase, {}).get(n, 0) for r in rows])) for n in names]
-        lines.append(
-            (
-                phase,
-                [
-                    formats.amount(round(v, 1) if n == "seconds" else round(v))
-                    for n, v in zip(names, held, strict=True)
-                ],
-            )
-        )
+        means = [float(np.mean([r.meter.get(phase, {}).get(n, 0) for r in rows])) for n in names]
+        told = [round(v, 1) if n == "seconds" else round(v) for n, v in zip(names, means, strict=True)]
+        lines.append((phase, [formats.amount(v) for v in told]))
     return [n.replace("_", " ") for n in names], lines
 
 
