@@ -173,7 +173,10 @@ def model(checklist: Checklist, entry: Entry, settings: Mapping[str, Any] | None
     sampler = {"steps": 4}
     made: list[Model] = []
     with checklist.item(label_of(entry, "it can be built")) as item:
-        model = entry.build(settings or {}, sampler)
+        try:
+            model = entry.build(settings or {}, sampler)
+        except DavBenchError as err:  # it refuses: a path that has no default, weights that are not there
+            raise Skip(f"{reason_of(err)}; check_model({entry.name!r}, **settings) takes yours") from err
         model.to("cpu").network.eval()
         made.append(model)
         number = sum(p.numel() for p in model.trainable().values())
@@ -237,6 +240,11 @@ def metric(checklist: Checklist, entry: Entry) -> None:
     tasks.sort(key=lambda t: t.name not in TOYS)
     names = [t.name for t in tasks] or [t for t in TOYS if _domain(t) == entry.domain or entry.domain is None]
     label = label_of(entry, "it measures")
+    plain = [name for name in names if not find_task(name).prompts]
+    if names and not plain:
+        checklist.skip(label, f"{names[0]} has prompts: it is measured in runs alone")
+        return
+    names = plain
     if not names:
         checklist.skip(label, f"no task uses it and no toy is of the domain {entry.domain}")
         return
