@@ -212,8 +212,8 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
             "pip install --upgrade dav-bench",
         )
     runs, files = manifest.get("runs"), manifest.get("files")
-    lists = isinstance(runs, list) and runs and isinstance(files, dict)
-    if not (lists and all(map(_names_run, runs)) and all(map(_describes, files.values()))):
+    lists = isinstance(runs, list) and runs and all(map(_names_run, runs))
+    if not lists or not isinstance(files, dict) or not all(map(_describes, files.values())):
         raise _Wrong(f"Its {_MANIFEST} does not list runs with path and identity, and files with size and sha256.")
     return manifest
 

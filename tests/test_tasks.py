@@ -206,7 +206,8 @@ def test_shipped_tasks_are_valid(monkeypatch, tmp_path):
 
 
 def test_a_ranking_that_cannot_be_followed_is_named(folder):
-    wrong = 'model.use = "toy-tokens"\nrank.gates = { reward = "high" }\nrank.bye = ["reward"]\nrank.reference = { beauty = 1 }'
+    ranks = ["rank.gates = { reward = 'high' }", "rank.bye = ['reward']", "rank.reference = { beauty = 1 }"]
+    wrong = "\n".join(['model.use = "toy-tokens"', *ranks])
     task = rewrite(folder, 'model.use = "toy-tokens"', wrong)
     with pytest.raises(DavBenchError) as err:
         check_task(task, catalog())

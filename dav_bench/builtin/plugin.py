@@ -172,7 +172,8 @@ def register_models(register: Register) -> None:
              paper="arXiv:2410.13643")  # fmt: skip
     register("emoji-diffusion", at + "diffusion.model:build_emoji", config=EmojiDiffusion,
              provides=(*_GAUSSIAN, "prompts"), domain="image",
-             summary="latent diffusion of emoji from words, 64 x 64 pixels, trained here", paper="arXiv:2112.10752")  # fmt: skip
+             summary="latent diffusion of emoji from words, 64 x 64 pixels, trained here",
+             paper="arXiv:2112.10752")  # fmt: skip
     register("diffusers", at + "diffusion.model:build", config=Pipeline,
              provides=(*_LATENT, "step.memoryless if process=ddim and eta=1.0"), domain="image",
              summary="a pipeline of Stable Diffusion 1-3, SDXL or LCM (path: a folder or hub id; not shipped)",
