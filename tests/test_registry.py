@@ -92,6 +92,9 @@ def test_a_plugin_that_registers_a_name_twice_is_refused(catalog):
         ("a if anchor=ref", {"anchor": "ref"}, True),
         ("a if anchor=ref", {"anchor": "policy"}, False),
         ("a if missing", {}, False),
+        ("a if b=1 and c", {"b": 1.0, "c": "x"}, True),
+        ("a if b=1 and c", {"b": 1.0, "c": ""}, False),
+        ("a if b=1 and c", {"b": 2, "c": "x"}, False),
     ],
 )
 def test_conditional_capabilities(condition, values, holds):

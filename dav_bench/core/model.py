@@ -70,7 +70,8 @@ class Model:
 
     @property
     def provides(self) -> frozenset[str]:
-        return STEP | self.process.provides
+        """What a chain gives, and what its process adds."""
+        return STEP | getattr(self.process, "provides", frozenset())
 
     @property
     def rows(self) -> int:
