@@ -351,26 +351,33 @@ def curves_chart(
         family = family_of(line["method"], catalog).title
         for run in section.runs[line["method"], line["id"], line["source"]]:
             found = find_curve(run.curves, metric, split)
-            for spent, value in () if found is None else zip(found.over(over), found.value, strict=True):
-                if np.isfinite(value):
-                    data.append({"row": _named(line), "seed": run.seed, "family": family,
-                                 "spent": _short(spent), "value": _short(value)})  # fmt: skip
+            if found is None:
+                continue
+            kept = np.isfinite(found.value)
+            spent, value = ([_short(v) for v in x[kept]] for x in (found.over(over), found.value))
+            data.append(
+                {"row": _named(line), "seed": run.seed, "family": family, "spent": spent, "value": value}
+            )
     if not data:
         return None
     title = {c.name: c.title for c in board.columns}.get(metric, metric)
-    spent = "network rows" if over == "cost" else "reward rows"
+    unit = "network rows" if over == "cost" else "reward rows"
     base = alt.Chart().encode(
-        alt.X("spent:Q", title=f"{spent} spent on training", axis=alt.Axis(format="~s", **_SPARSE)),
+        alt.X("spent:Q", title=f"{unit} spent on training", axis=alt.Axis(format="~s", **_SPARSE)),
         alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
         _hue([p["family"] for p in data]),
         detail=["row:N", "seed:N"],
     )
     tips = [alt.Tooltip("row:N", title="method"), alt.Tooltip("seed:N"), alt.Tooltip("spent:Q", format=",.4~g"),
             alt.Tooltip("value:Q", title=title, format=",.4~g")]  # fmt: skip
-    lines = base.mark_line(strokeWidth=1.5, opacity=0.8)
-    dots = base.mark_point(filled=True, size=24, opacity=1).encode(tooltip=tips)
+    few = (
+        max(len(p["spent"]) for p in data) <= 24
+    )  # more dots than that would hide their lines, and only give tips
+    lines = base.mark_line(strokeWidth=1.5 if few else 1, opacity=0.75)
+    dots = base.mark_point(filled=True, size=24, opacity=1 if few else 0).encode(tooltip=tips)
     layers = alt.layer(lines, dots).add_params(_shown([p["family"] for p in data])).transform_filter(_SHOWN)
-    return _dressed(layers, f"{title} over {spent} spent on training, {board.terms.task}", HEIGHT, data)
+    layers = layers.transform_flatten(["spent", "value"])
+    return _dressed(layers, f"{title} over {unit} spent on training, {board.terms.task}", HEIGHT, data)
 
 
 def save(chart: Any, path: Path) -> None:
