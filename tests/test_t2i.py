@@ -23,7 +23,7 @@ from dav_bench.plan import PlannedRun
 from dav_bench.plugins import catalog
 from dav_bench.runner import Options, execute, final_metrics
 from dav_bench.store import RunDir
-from dav_bench.tasks import find_task
+from dav_bench.tasks import find_task, read_task
 
 TASK = """\
 schema = 1
@@ -235,6 +235,20 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_word(tiny: Made) -> None:
     made = tiny("pretrained", sets=("prompts.eval=cat,a very long prompt about cats and dogs",))["pretrained"]
     with pytest.warns(UserWarning, match="the prompt is cut after"):
         run(made)
+
+
+def test_a_task_says_what_its_metrics_look_through(tmp_path: Path) -> None:
+    text = TASK.format(pipeline="p", reward="colourfulness", clip="c")
+    (tmp_path / "task.toml").write_text(text)
+    task = read_task(tmp_path)
+    assert task.features == {"clip": "c"}
+    (tmp_path / "task.toml").write_text(text.replace("clip = 'c'", "clip = 'd'"))
+    assert read_task(tmp_path).hash != task.hash  # another measurement
+    (tmp_path / "task.toml").write_text(text.replace("clip = 'c'", "clop = 'c'\nclip = 3"))
+    with pytest.raises(
+        DavBenchError, match=r"features.clop: unknown key; did you mean 'clip'[^:]*\n.*features.clip: exp"
+    ):
+        read_task(tmp_path)
 
 
 # ---- the tasks that ship
