@@ -22,7 +22,8 @@ LATENTS = {"cuda": 2**14, "cpu": 2**10}
 """Most latents of a call. Four states of Stable Diffusion take about 60 GB with gradients through UNet and VAE; 16 of
 the embedded model take half a GB, and more of them at once are no faster on a CPU."""
 
-_PREDICTIONS: Mapping[str, Literal["x0", "eps", "v"]] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+Prediction = Literal["x0", "eps", "v"]
+_PREDICTIONS: Mapping[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 class DiffusionModel(Model):
@@ -34,7 +35,12 @@ class DiffusionModel(Model):
     network: nn.Module
 
     def __init__(
-        self, network: Denoiser, process: GaussianProcess, vae: nn.Module, pipeline: type, name: str = "diffusers"
+        self,
+        network: Denoiser,
+        process: GaussianProcess,
+        vae: nn.Module,
+        pipeline: type,
+        name: str = "diffusers",
     ) -> None:
         super().__init__(network, process, "image", name=name)
         self.vae, self.pipeline, self.denoiser = vae, pipeline, network
@@ -162,7 +168,9 @@ def process_of(
     steps, config, kind = int(sampler.get("steps", 50)), pipe.scheduler.config, sampler_of(pipe.scheduler)
     eta = float(sampler.get("eta", 0.7 if kind == "flow" else 1.0))
     if steps < 1 or eta < 0:
-        raise DavBenchError(f"sampler.steps={steps} and sampler.eta={eta:g}: steps are at least 1, eta at least 0.")
+        raise DavBenchError(
+            f"sampler.steps={steps} and sampler.eta={eta:g}: steps are at least 1, eta at least 0."
+        )
     if kind == "ddim" and eta > 1:
         raise DavBenchError(f"sampler.eta={eta:g}: 1 is all the noise of DDPM.", fix="--set sampler.eta=1")
     try:
@@ -223,7 +231,8 @@ def assemble(pipe: Any, family: Family, c: Pipeline, sampler: Mapping[str, Any],
     if width := backbone.config.get("time_cond_proj_dim"):  # distilled with guidance, which it is told
         embedding = pipe.get_guidance_scale_embedding(torch.tensor([guidance - 1.0]), embedding_dim=width)
     span = int(pipe.scheduler.config.num_train_timesteps)
-    network = Denoiser(backbone, family, Prompts(pipe, family, side), guidance, span, kind != "flow", c, embedding)
+    prompts = Prompts(pipe, family, side)
+    network = Denoiser(backbone, family, prompts, guidance, span, kind != "flow", c, embedding)
     if c.gradient_checkpointing:
         pipe.vae.enable_gradient_checkpointing()
     return DiffusionModel(network.eval(), process, pipe.vae, type(pipe), name)

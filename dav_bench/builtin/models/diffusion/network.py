@@ -42,15 +42,16 @@ class Prompts:
                 raise DavBenchError(f"prompt {number + 1} of {len(texts)} is empty.", fix="leave it out")
         if self.pipe is None:
             raise RuntimeError("the text encoders were dropped after the prompts had been encoded")
-        encoders = [p for name, p in self.pipe.components.items() if name.startswith("text_encoder") and p is not None]
+        parts = self.pipe.components.items()
+        encoders = [p for name, p in parts if name.startswith("text_encoder") and p is not None]
         for encoder in encoders:
             encoder.to(device)
         _say_what_is_cut(self.pipe, texts)
-        every, parts = [*texts, ""], []
+        every, made = [*texts, ""], []
         with quiet():
             for c in chunks(len(every), self.batch):
-                parts.append(self.family.encode(self.pipe, every[c], device, self.size))
-        self.table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                made.append(self.family.encode(self.pipe, every[c], device, self.size))
+        self.table = {name: torch.cat([rows[name] for rows in made]) for name in made[0]}
         if self.pipe.config.get("force_zeros_for_empty_prompt", False):
             for name in self.family.zeroed:
                 self.table[name][-1] = 0
@@ -80,9 +81,11 @@ def _say_what_is_cut(pipe: Any, texts: Sequence[str]) -> None:
     for name, part in pipe.components.items():
         if not name.startswith("tokenizer") or part is None:
             continue
-        # of Stable Diffusion 3, whose T5 pads to less than it could read
-        length = min(int(part.model_max_length), 256) if name == "tokenizer_3" else int(part.model_max_length)
-        for text, ids in zip(texts, part(list(texts), verbose=False)["input_ids"] if texts else [], strict=True):
+        length = int(part.model_max_length)
+        if name == "tokenizer_3":  # of Stable Diffusion 3, whose T5 is given less than it could read
+            length = min(length, 256)
+        tokens = part(list(texts), verbose=False)["input_ids"] if texts else []
+        for text, ids in zip(texts, tokens, strict=True):
             if len(ids) > length and text not in told:
                 told.add(text)
                 say_cut("the text encoder", length, part.decode(ids[: length - 1], skip_special_tokens=True))
@@ -174,7 +177,8 @@ class Denoiser(nn.Module):
 
         for layer in self.backbone.modules():
             if isinstance(layer, BaseTunerLayer):
-                layer._disable_adapters = not on  # `enable_adapters` would also unfreeze copies that are frozen
+                # `enable_adapters` would also unfreeze copies that are frozen
+                layer._disable_adapters = not on
         self.adapted = on
 
     def _checkpoint(self, module: nn.Module, *args: Any) -> Any:
@@ -211,7 +215,9 @@ class Denoiser(nn.Module):
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         full = super().state_dict(*args, **options)
-        return full if args or options else {name: full[name] for name in self.trained}  # as a part of another: all
+        if args or options:  # as a part of another module: all
+            return full
+        return {name: full[name] for name in self.trained}
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
         own = dict(self.named_parameters())

@@ -69,7 +69,9 @@ def _call_sdxl(unet: nn.Module, x: Tensor, t: Tensor, rows: Rows, guidance: Tens
 
 
 def _encode_sd3(pipe: Any, texts: list[str], device: torch.device, size: int) -> dict[str, Tensor]:
-    text, _, pooled, _ = pipe.encode_prompt(texts, None, None, device=device, do_classifier_free_guidance=False)
+    text, _, pooled, _ = pipe.encode_prompt(
+        texts, None, None, device=device, do_classifier_free_guidance=False
+    )
     return {"text": text, "pooled": pooled}
 
 
@@ -190,7 +192,7 @@ def _check(folder: Path) -> None:
 
 
 def _missing(path: str, why: str) -> DavBenchError:
-    fetch = "`hf download OWNER/NAME --local-dir FOLDER` where there is a network, then --set model.path=FOLDER"
+    fetch = "`hf download OWNER/NAME --local-dir FOLDER` with a network, then --set model.path=FOLDER"
     return DavBenchError(
         f"the model {path!r} cannot be had.",
         f"{why}\nIt should be a pipeline folder of diffusers, or the id of one on huggingface.co.",
@@ -222,4 +224,3 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(level)
             if bars:
                 log.enable_progress_bar()
-
