@@ -547,13 +547,15 @@ class _Run:
         from dav_bench.core import Rollout
         from dav_bench.report.pictures import save_grid, save_images
 
-        after = self.samples(batch)
+        after, before = self.samples(batch), None
         n = min(len(after), SHOWN * max(1, len(self.prompts.eval)))
-        with self.meter.phase("eval"):
-            cond = self._cond(self.prompts.evaluation(n))
-            plain = Rollout(keep=False, on="ref")(self.ctx, self._eval_noise(n), cond)
+        if self.method.loss is not None or not isinstance(self.sampler(), Rollout):  # else these are they
+            with self.meter.phase("eval"):
+                cond = self._cond(self.prompts.evaluation(n))
+                plain = Rollout(keep=False, on="ref")(self.ctx, self._eval_noise(n), cond)
+            before = self.samples(plain).x
         folder, prompts = self.run.path / "artifacts", after.prompts or [""] * len(after)
-        save_grid(folder, self.samples(plain).x, after.x[:n], prompts[:n])
+        save_grid(folder, before, after.x[:n], prompts[:n])
         return save_images(folder / "images", after.x, prompts)
 
     def samples(self, batch: Batch) -> Any:
@@ -610,10 +612,9 @@ class _Run:
                     if entry.unit == "sample":
                         columns[f"metric.{name}"] = value
                         value = np.mean(value) if entry.reduce == "mean" else np.median(value)
-                    if isinstance(value, Mapping):  # the metric itself has no name, its parts are those of prompts
-                        metrics |= {f"{name}/{part}": (v, count.get(part, n)) for part, v in value.items() if part}
-                        value = value[""]
-                    metrics[name] = (float(value), n)
+                    parts = value if isinstance(value, Mapping) else {"": value}  # "" is the metric itself
+                    metrics[name] = (float(parts[""]), n)
+                    metrics |= {f"{name}/{part}": (v, count.get(part, n)) for part, v in parts.items() if part}
         return metrics, columns
 
     def _rows(self, r: int, split: str, metrics: Mapping[str, tuple[float, int]]) -> list[dict[str, Any]]:

@@ -135,6 +135,7 @@ def test_a_run_keeps_its_pictures_and_the_grid_can_be_made_again(tiny: Made, tmp
     untrained = [np.asarray(Image.open(before.path / name)) for name in before.samples()["file"]]
     assert all(np.array_equal(np.asarray(Image.open(p)), q) for p, q in zip(grid, untrained, strict=True))
     assert not np.array_equal(pictures[0], untrained[0])
+    assert not list((before.path / "artifacts" / "grid").glob("*-before.png"))  # nothing was aligned there
     out = tmp_path / "again.png"
     said = CliRunner().invoke(app, ["samples", str(after.path), "--out", str(out)], catch_exceptions=False)
     assert said.exit_code == 0, said.output
