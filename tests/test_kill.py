@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,11 @@ def test_parents_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
     """A parent with two children dies; they die with it, and the next parent goes on."""
     rng, kills, attempts, grids, fell = random.Random(1), 0, 0, 0, Counter[str]()
     context, out = launching._context(), restart(tmp_path, 0)
+    parent = import_module("test_kill")._parent  # by the name that a new process finds, however pytest named it
     while kills < KILLS or grids == 0:
         attempts += 1
         assert attempts < 20 * KILLS + 40, "it does not get on"
-        process = context.Process(target=_parent, args=(out,))
+        process = context.Process(target=parent, args=(out,))
         process.start()
         if kills < KILLS:
             wait_for_rounds(attempts % 4, out, process)  # right at the start, or once some more are saved

@@ -50,7 +50,8 @@ class Writes:
         if name in ("", ":memory:") or name.startswith("file:"):
             return
         full = os.path.realpath(name)
-        if full.startswith((*_SYSTEM, *self.roots)) or f"{os.sep}__pycache__" in full:
+        caches = (f"{os.sep}__pycache__", f"{os.sep}torchinductor_")  # of the interpreter, and of torch's compiler
+        if full.startswith((*_SYSTEM, *self.roots)) or any(cache in full for cache in caches):
             return
         self.found.setdefault(full, _caller())
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from dav_bench.builtin.metrics import sequence
+from dav_bench.builtin.metrics import motifs, sequence
 from dav_bench.builtin.metrics.base import MetricContext, Samples
 from dav_bench.builtin.metrics.dna import accessibility
 from dav_bench.builtin.metrics.sequence import (
@@ -148,8 +148,8 @@ def test_a_motif_too_short_to_be_rare_counts_where_it_matches_best(tmp_path: Pat
 def test_hits_are_as_rare_as_the_threshold_says() -> None:
     hits = motif_hits(random_bases(2000, 200, seed=3), MOTIFS).sum(0)
     windows = 2000 * 190 * 2
-    assert (hits < 1.3 * windows * sequence.PVALUE).all()
-    assert hits.mean() > 0.6 * windows * sequence.PVALUE
+    assert (hits < 1.3 * windows * motifs.PVALUE).all()
+    assert hits.mean() > 0.6 * windows * motifs.PVALUE
 
 
 def test_motif_file_holds_both_groups_with_licence_and_versions() -> None:
