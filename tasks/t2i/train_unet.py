@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from train_clip import Tokens
 from train_vae import halved, network
-from training import Run, join, quicken
+from training import Run, join, quicken, wait
 from transformers import CLIPTextConfig, CLIPTextModel
 
 FOLDER = HERE / "weights/emoji-diffusion"
@@ -183,7 +183,11 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32).eval()
     coder = quicken(network(32)).eval()
     coder.load_state_dict(load_file(args.coder))
-    data = pool(coder, drawings, args.state / "latents.safetensors", args.pool)
+    latents = args.state / "latents.safetensors"
+    if rank == 0:
+        pool(coder, drawings, latents, args.pool)
+    wait()
+    data = pool(coder, drawings, latents, args.pool)
     held = encoded(coder, drawings, 1024, torch.Generator().manual_seed(5))
     model = Model()
     quicken(model.unet)

@@ -23,6 +23,12 @@ def join(seed: int) -> int:
     return rank
 
 
+def wait() -> None:
+    """Wait for the other processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def agree(parameters: Iterable[nn.Parameter], share: float) -> float:
     """Average gradients, and how far training is, over the processes."""
     if not dist.is_initialized():
