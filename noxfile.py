@@ -12,7 +12,7 @@ import nox
 nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "plugins"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "plugins"]
 nox.options.error_on_missing_interpreters = True
 
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
@@ -79,7 +79,7 @@ def plugins(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the site of the documentation, with warnings as errors; `nox -s docs` says where it lies."""
-    session.install("mkdocs-material>=9.5", "mkdocstrings-python>=1.10")
+    session.install("mkdocs-material>=9.5", "mkdocstrings-python>=1.10", "ruff>=0.11")  # ruff formats signatures
     root, place = Path(__file__).resolve().parent, Path(session.create_tmp()).resolve()
     shutil.rmtree(place / "source", ignore_errors=True)
     pages = [root / "README.md", *root.glob("docs/**/*"), *root.glob("results/**/*"), *root.glob("tasks/**/*")]

@@ -128,7 +128,7 @@ class ConsistencyProcess(GaussianProcess):
     one, which is f itself: share 1 at index 0.  f(x_i) = c_skip x_i + c_out x̂_0.
 
     Args:
-        shape, steps, alphas_bar, prediction, times: as of a Gaussian process.
+        shape: as of a Gaussian process, and so are steps, alphas_bar, prediction and times.
         skip: (T + 1,) c_skip at each index.
         out: (T + 1,) c_out.
     """
