@@ -423,7 +423,8 @@ class _Run:
             rows = self._rows(r, "train", {k: (v, plan.samples) for k, v in stats.items()})
             every = int(self.spec.eval.get("every", 0))
             if every and r % every == 0 and r < plan.rounds:
-                rows += self._rows(r, "eval", self._measure(self._draw(self.sampler(), "eval"))[0])
+                drawn = self._draw(self.sampler(), "eval")
+                rows += self._rows(r, "eval", self._measure(drawn, self.samples(drawn))[0])
             self.run.append_metrics(rows)
             median = stats["reward"]
             ended = self._spent() >= 1 or (plan.stop_reward is not None and median >= plan.stop_reward)
@@ -528,9 +529,10 @@ class _Run:
 
     def _evaluate(self, searcher: Any) -> None:
         batch = self._draw(searcher, "sample")
-        metrics, columns = self._measure(batch)
+        samples = self.samples(batch)
+        metrics, columns = self._measure(batch, samples)
         if self.model.domain == "image":
-            columns["file"] = self._pictures(batch)
+            columns["file"] = self._pictures(samples)
         done = int(self.run.metrics()["round"].max() or 0) if self.run.metrics().height else 0  # type: ignore[arg-type]
         self.run.write_samples(columns)
         if not final_metrics(self.run):  # else a kill came after this line; they are the same numbers
@@ -542,12 +544,12 @@ class _Run:
             self.options.listeners,
         )
 
-    def _pictures(self, batch: Batch) -> list[str]:
+    def _pictures(self, after: Any) -> list[str]:
         """Writes the pictures, and a sheet of some beside what the pretrained model makes of the same noise."""
         from dav_bench.core import Rollout
         from dav_bench.report.pictures import save_grid, save_images
 
-        after, before = self.samples(batch), None
+        before = None
         n = min(len(after), SHOWN * max(1, len(self.prompts.eval)))
         if self.method.loss is not None or not isinstance(self.sampler(), Rollout):  # else these are they
             with self.meter.phase("eval"):
@@ -578,12 +580,11 @@ class _Run:
                              seed=int(self.spec.eval["seed"]), device=self.machine.device,
                              reward=self.reward.reward, policy=(lambda: self.model) if plain else None)  # fmt: skip
 
-    def _measure(self, batch: Batch) -> tuple[dict[str, tuple[float, int]], dict[str, Any]]:
+    def _measure(self, batch: Batch, samples: Any) -> tuple[dict[str, tuple[float, int]], dict[str, Any]]:
         """Metrics as (value, samples) by name, and the columns of samples.parquet."""
         import numpy as np
         import torch
 
-        samples = self.samples(batch)
         n = len(samples)
         rewards: dict[str, Any] = {"train": batch.reward.detach().cpu().double().numpy()}
         columns: dict[str, Any] = {
