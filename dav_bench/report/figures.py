@@ -10,7 +10,7 @@ import numpy as np
 from dav_bench.errors import DavBenchError
 from dav_bench.report import charts
 from dav_bench.report.curves import Over, Split, band, find_curve
-from dav_bench.report.families import FAMILIES, family_of
+from dav_bench.report.families import family_of
 from dav_bench.report.formats import heading_of
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ def curves_figure(
     if not data:
         raise no_curves(board, section, metric, split)
     title = next((charts.heading(c) for c in board.columns if c.name == metric), metric)
-    families = [f for f in FAMILIES if f.title in {p["family"] for p in data}]
-    scale = alt.Scale(domain=[f.title for f in families], range=[f.colour for f in families])
-    hue = alt.Color("family:N", scale=scale, legend=alt.Legend(title="family", symbolOpacity=1))
+    legend = alt.Legend(title="family", symbolOpacity=1)
+    hue = charts._hue((p["family"] for p in data), legend)
     room = 1.17 * max(p["spent"] for p in data)  # for the names of the rows
     cost = f"training cost ({SPENT[over]})"
     x = alt.X("spent:Q", title=cost, scale=alt.Scale(domainMin=0, domainMax=room, nice=False),
