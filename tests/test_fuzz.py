@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dav_bench.cli.results import _facts, _gather, _line
+from dav_bench.cli.results import _facts, _line, gather
 from dav_bench.cli.run import planned
 from dav_bench.errors import DavBenchError
 from dav_bench.runner import Options, execute
@@ -85,7 +85,7 @@ def test_a_damaged_run_never_stops_a_reader(made: RunDir, tmp_path: Path) -> Non
         for record in records:
             assert all(isinstance(cell, str | int) for cell in _line(record)), said
         assert runs_frame(records).height == 2
-        board = _gather("toy-tokens", tmp_path / "none.parquet", tmp_path / "results", None)
+        board = gather("toy-tokens", tmp_path / "none.parquet", tmp_path / "results", None)
         assert any(len(s.frame) for s in board.sections), said
         try:
             _facts(RunDir.open(other))

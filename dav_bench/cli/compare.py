@@ -30,11 +30,11 @@ def compare(
 ) -> None:
     """Compare two rows seed by seed: difference, interval, p, and the sentence a paper could use."""
     from dav_bench.cli import render
-    from dav_bench.cli.results import _gather
+    from dav_bench.cli.results import gather
     from dav_bench.report.compare import compare as compared
     from dav_bench.report.published import board_path
 
-    board = _gather(task, board_path(out, task), out, None)
+    board = gather(task, board_path(out, task), out, None)
     mine, theirs = find_pair(board, a, b, budget)
     found = compared(mine[1], theirs[1], board.terms, board.columns, (mine[0], theirs[0]), metric)
     if json:

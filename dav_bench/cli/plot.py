@@ -131,10 +131,10 @@ def _ending(out: Path) -> None:
 
 def _table(task: str, results: Path, budget: str | None) -> tuple[Board, Section]:
     """The board of a task, and the table that is drawn: that of the budget, or the one with most rows."""
-    from dav_bench.cli.results import _gather
+    from dav_bench.cli.results import gather
     from dav_bench.report.published import board_path
 
-    board = _gather(task, board_path(results, task), results, None)
+    board = gather(task, board_path(results, task), results, None)
     tables = [board.main, *board.budgets]
     names = [section.budget.text if section.budget else "none" for section in tables]
     if budget is None:

@@ -167,7 +167,7 @@ def leaderboard(
     chosen = {o.strip() for o in only.split(",")} if only else None
     if check:
         raise typer.Exit(_check(path))
-    board = _publish(task, path, out, chosen) if publish else _gather(task, path, out, chosen)
+    board = _publish(task, path, out, chosen) if publish else gather(task, path, out, chosen)
     if format is not None:
         typer.echo(render(board, format), nl=False)
     else:
@@ -208,7 +208,7 @@ def _publish(name: str, path: Path, out: Path, only: set[str] | None) -> Board:
     return done.board
 
 
-def _gather(name: str, path: Path, out: Path, only: set[str] | None) -> Board:
+def gather(name: str, path: Path, out: Path, only: set[str] | None) -> Board:
     """Published rows and local runs side by side; only what cannot be read is left out, with a line."""
     from dav_bench.cli import render
     from dav_bench.plugins import catalog
