@@ -45,9 +45,14 @@ class Board:
     """Why it cannot be read."""
 
 
+def board_path(results: Path | str, task: str) -> Path:
+    """Where the committed board of a task lies in a results folder."""
+    return Path(results) / "leaderboards" / f"{task.replace('/', '~')}.parquet"
+
+
 def board(results: Path, task: str) -> Board:
     """The committed board of a task in a results folder; empty where there is none."""
-    path = results / "leaderboards" / f"{task.replace('/', '~')}.parquet"
+    path = board_path(results, task)
     try:
         return _read(path, path.stat().st_mtime_ns)
     except OSError:

@@ -8,7 +8,8 @@ from typing import Any
 
 from report.conftest import SPEC, TERMS, make_row, make_rows, meter, numbers
 
-from dav_bench.report.published import board_path, save
+from dav_bench.known import board_path
+from dav_bench.report.published import save
 from dav_bench.store import RunDir
 
 SEQUENCE = "GGGCAAAGTCCAGTAAACATTGCGCAATCCGCCCCGTGACTCAGTCATTTGCATAACAAT"

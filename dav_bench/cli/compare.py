@@ -31,8 +31,8 @@ def compare(
     """Compare two rows seed by seed: difference, interval, p, and the sentence a paper could use."""
     from dav_bench.cli import render
     from dav_bench.cli.results import gather
+    from dav_bench.known import board_path
     from dav_bench.report.compare import compare as compared
-    from dav_bench.report.published import board_path
 
     board = gather(task, board_path(out, task), out, None)
     mine, theirs = find_pair(board, a, b, budget)

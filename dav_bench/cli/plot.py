@@ -132,7 +132,7 @@ def _ending(out: Path) -> None:
 def _table(task: str, results: Path, budget: str | None) -> tuple[Board, Section]:
     """The board of a task, and the table that is drawn: that of the budget, or the one with most rows."""
     from dav_bench.cli.results import gather
-    from dav_bench.report.published import board_path
+    from dav_bench.known import board_path
 
     board = gather(task, board_path(results, task), results, None)
     tables = [board.main, *board.budgets]

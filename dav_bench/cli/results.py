@@ -158,8 +158,8 @@ def leaderboard(
     out: _Out = Path("results"),
 ) -> None:
     """Show, publish or check the leaderboard of a task."""
+    from dav_bench.known import board_path
     from dav_bench.report.formats import FORMATS, render
-    from dav_bench.report.published import board_path
 
     if format is not None and format not in FORMATS:
         raise DavBenchError(f"unknown format {format!r}{near(format, FORMATS)}", fix="--format md")

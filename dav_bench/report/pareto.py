@@ -55,15 +55,8 @@ def volume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> float
 
 
 def box(point: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
-    """Hypervolume of one point; unlike its contribution it does not change with the points beside it."""
+    """Hypervolume of one point, whatever stands beside it."""
     return volume(np.asarray(point, dtype=np.float64)[None], reference)
-
-
-def contributions(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> list[float]:
-    """What the hypervolume loses without each point."""
-    x = np.asarray(points, dtype=np.float64)
-    whole = volume(x, reference)
-    return [max(0.0, whole - volume(np.delete(x, i, axis=0), reference)) for i in range(len(x))]
 
 
 def ranks(

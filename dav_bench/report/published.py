@@ -58,11 +58,6 @@ class Published:
     """Runs that did not, each with the reason."""
 
 
-def board_path(results: Path | str, task: str) -> Path:
-    """Where the committed board of a task lies in a results folder."""
-    return Path(results) / "leaderboards" / f"{task.replace('/', '~')}.parquet"
-
-
 def publish(task: TaskSpec, runs: Sequence[RunDir], path: Path) -> Published:
     """Write the board of a task: what it held, and finished runs under the task's own terms in place of the same.
 

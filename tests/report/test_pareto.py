@@ -11,7 +11,6 @@ from dav_bench.errors import DavBenchError
 from dav_bench.report.gates import Gate
 from dav_bench.report.pareto import (
     box,
-    contributions,
     dominates,
     layers,
     ranks,
@@ -50,10 +49,9 @@ def test_the_hypervolume_is_the_volume_that_is_dominated(d: int) -> None:
     assert volume(points + 7.5, [7.5] * d) == pytest.approx(counted)
 
 
-def test_a_contribution_is_what_only_that_point_dominates() -> None:
+def test_a_box_does_not_depend_on_the_points_beside_it() -> None:
     points = np.array([[3, 1], [1, 3], [1, 1], [2.5, 1], [-1, 9]])
     assert volume(points, [0, 0]) == 5
-    assert contributions(points, [0, 0]) == [0.5, 2, 0, 0, 0]
     assert [box(p, [0, 0]) for p in points] == [3, 3, 1, 2.5, 0]
 
 

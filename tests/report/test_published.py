@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from dav_bench.cli import app
 from dav_bench.cli.run import planned, seed_list
 from dav_bench.errors import DavBenchError
+from dav_bench.known import board_path
 from dav_bench.plugins import catalog
-from dav_bench.report.published import board_path, check, load_published, publish
+from dav_bench.report.published import check, load_published, publish
 from dav_bench.report.rows import read_row
 from dav_bench.report.terms import REFERENCE, arguments, default_settings, terms_of
 from dav_bench.spec import RunSpec

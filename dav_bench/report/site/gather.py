@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dav_bench.errors import DavBenchError, near
+from dav_bench.known import board_path
 from dav_bench.plugins import catalog
 from dav_bench.report.board import Board, build
-from dav_bench.report.published import board_path, load_published, with_local
+from dav_bench.report.published import load_published, with_local
 from dav_bench.report.rows import Row, read_row
 from dav_bench.report.terms import Terms, default_settings, terms_of
 from dav_bench.scan import RunRecord, scan
