@@ -72,6 +72,13 @@ class Prompts:
         numbers = torch.tensor([self.texts.index(text) for text in self.eval])
         return numbers[(torch.arange(n) + start) % len(numbers)]
 
+    def others(self, each: int) -> torch.Tensor:
+        """Numbers of the training prompts that evaluation leaves out, each `each` times; (0,) where there are none."""
+        import torch
+
+        numbers = [self.texts.index(text) for text in self.train if text not in self.eval]
+        return torch.tensor(numbers, dtype=torch.long).repeat_interleave(each)
+
 
 def read(items: Sequence[str], folders: Sequence[Path], what: str) -> list[str]:
     """Prompts as given, or the lines of the one file that is named.

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from dav_bench.core import Batch, Context, MeteredReward, Method, Model, Noise
 
 SHOWN = 6
-"""Pictures of each prompt on the sheet of a run."""
+"""Pictures of each evaluation prompt on the sheet of a run."""
+
+OTHERS = 2
+"""Pictures there of each other training prompt, which nothing measures."""
 
 TRAIN_PHASES = ("search", "fit")
 """Phases whose cost is training; `sample` is what a sample costs and `eval` what measuring costs."""
@@ -357,10 +360,10 @@ class _Run:
         """Prompt numbers where the model computes."""
         return None if numbers is None else numbers.to(self.machine.device)
 
-    def _noise(self, seed: int, n: int) -> Noise:
+    def _noise(self, seed: int, n: int, start: int = 0) -> Noise:
         from dav_bench.core import Noise
 
-        return Noise.of(seed, n, device=self.machine.device)
+        return Noise.of(seed, n, start, device=self.machine.device)
 
     # ---- training
 
@@ -521,11 +524,11 @@ class _Run:
             n = int(self.spec.eval["samples"])
             return searcher(self.ctx, self._eval_noise(n), self._cond(self.prompts.evaluation(n)))
 
-    def _eval_noise(self, n: int) -> Noise:
+    def _eval_noise(self, n: int, start: int = 0) -> Noise:
         """Seeds of a method that trains nothing are seeds of its sampling; seed 0 shares the noise of the others."""
         untrained = self.method.loss is None and self.spec.seed
         axes = (self.spec.seed,) if untrained else ()
-        return self._noise(stream(int(self.spec.eval["seed"]), "eval", *axes), n)
+        return self._noise(stream(int(self.spec.eval["seed"]), "eval", *axes), n, start)
 
     def _evaluate(self, searcher: Any) -> None:
         batch = self._draw(searcher, "sample")
@@ -544,21 +547,29 @@ class _Run:
             self.options.listeners,
         )
 
-    def _pictures(self, after: Any) -> list[str]:
+    def _pictures(self, samples: Any) -> list[str]:
         """Writes the pictures, and a sheet of some beside what the pretrained model makes of the same noise."""
+        import torch
+
         from dav_bench.core import Rollout
         from dav_bench.report.pictures import save_grid, save_images
 
-        before = None
-        n = min(len(after), SHOWN * max(1, len(self.prompts.eval)))
-        if self.method.loss is not None or not isinstance(self.sampler(), Rollout):  # else these are they
-            with self.meter.phase("eval"):
-                cond = self._cond(self.prompts.evaluation(n))
-                plain = Rollout(keep=False, on="ref")(self.ctx, self._eval_noise(n), cond)
-            before = self.samples(plain).x
-        folder, prompts = self.run.path / "artifacts", after.prompts or [""] * len(after)
-        save_grid(folder, before, after.x[:n], prompts[:n])
-        return save_images(folder / "images", after.x, prompts)
+        n = min(len(samples), SHOWN * max(1, len(self.prompts.eval)))
+        others = self.prompts.others(OTHERS)
+        before, after = None, [samples.x[:n]]
+        names = samples.prompts or [""] * len(samples)
+        shown = names[:n] + [self.prompts.texts[k] for k in others.tolist()]
+        parts = [(self._eval_noise(n), self._cond(self.prompts.evaluation(n)))]
+        with self.meter.phase("eval"):
+            if len(others):
+                parts.append((self._eval_noise(len(others), start=len(samples)), self._cond(others)))
+                after.append(self.samples(self.sampler()(self.ctx, *parts[1])).x)
+            if self.method.loss is not None or not isinstance(self.sampler(), Rollout):  # else these are they
+                plain = Rollout(keep=False, on="ref")
+                before = torch.cat([self.samples(plain(self.ctx, *part)).x for part in parts])
+        folder = self.run.path / "artifacts"
+        save_grid(folder, before, torch.cat(after), shown)
+        return save_images(folder / "images", samples.x, names)
 
     def samples(self, batch: Batch) -> Any:
         """Decoded samples on the CPU."""

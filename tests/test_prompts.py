@@ -39,6 +39,11 @@ def test_evaluated_samples_take_the_prompts_in_turn_and_more_of_them_begin_alike
     assert FIVE.evaluation(3, start=1).tolist() == [5, 3, 5]
 
 
+def test_the_sheet_shows_what_is_trained_on_and_not_evaluated():
+    assert FIVE.others(2).tolist() == [0, 0, 1, 1, 2, 2, 4, 4]
+    assert Prompts(("a",), ("a",)).others(2).tolist() == Prompts().others(2).tolist() == []
+
+
 def test_without_prompts_there_are_no_conditions():
     assert not Prompts() and Prompts().training(4, 0) is None and Prompts().evaluation(4) is None
 

@@ -21,6 +21,7 @@ from dav_bench.cli.run import planned
 from dav_bench.errors import DavBenchError
 from dav_bench.plan import PlannedRun
 from dav_bench.plugins import catalog
+from dav_bench.report.pictures import load_grid
 from dav_bench.runner import Options, execute, final_metrics
 from dav_bench.store import RunDir
 from dav_bench.tasks import find_task, read_task
@@ -131,9 +132,11 @@ def test_a_run_keeps_its_pictures_and_the_grid_can_be_made_again(tiny: Made, tmp
         assert image.info["prompt"] == "dog"
     # the left half is what the pretrained model draws from the same noise, and training moved the right half
     grid = sorted((after.path / "artifacts" / "grid").glob("*-before.png"))
-    assert len(grid) == 8
+    assert len(grid) == 8 + 4
+    prompts = load_grid(after.path / "artifacts")[2]
+    assert prompts == ["cat", "dog"] * 4 + ["bee", "bee", "big dog", "big dog"]  # nothing measures the last
     untrained = [np.asarray(Image.open(before.path / name)) for name in before.samples()["file"]]
-    assert all(np.array_equal(np.asarray(Image.open(p)), q) for p, q in zip(grid, untrained, strict=True))
+    assert all(np.array_equal(np.asarray(Image.open(p)), q) for p, q in zip(grid[:8], untrained, strict=True))
     assert not np.array_equal(pictures[0], untrained[0])
     assert not list((before.path / "artifacts" / "grid").glob("*-before.png"))  # nothing was aligned there
     out = tmp_path / "again.png"
