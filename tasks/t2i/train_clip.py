@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import Run, half, join
 from transformers import CLIPTokenizer
 
-TEXT = {"context_length": 16, "vocab_size": 2048, "width": 128, "heads": 4, "layers": 2}
+TEXT = {"context_length": 16, "vocab_size": 2048}
 PREPROCESS = {"size": [64, 64], "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3,
               "interpolation": "bilinear", "resize_mode": "squash", "fill_color": 0}  # fmt: skip
 
@@ -46,6 +46,8 @@ class Recipe:
     """Largest rotation in degrees."""
     seed: int
     """Seed of weights, batches and looks."""
+    text: dict[str, Any]
+    """open_clip's `text_cfg`."""
     lr: float = 2e-3
     """Learning rate after the warm-up."""
 
@@ -113,18 +115,18 @@ def disturb_heldout(x: Tensor) -> Tensor:
 RECIPES = {
     "emoji-clip": Recipe(
         ("noto", "fluent-flat"), {"image_size": 64, "layers": [2, 2, 2, 2], "width": 16, "head_width": 64},
-        disturb_reward, turn=15, seed=1,
+        disturb_reward, turn=15, seed=1, text={**TEXT, "width": 128, "heads": 4, "layers": 2},
     ),
     "emoji-clip-heldout": Recipe(
-        ("twemoji", "fluent-3d"), {"image_size": 64, "timm_model_name": "convnext_zepto_rms", "timm_pool": "avg"},
-        disturb_heldout, turn=25, seed=2,
+        ("twemoji", "fluent-3d"), {"image_size": 64, "timm_model_name": "regnetx_002", "timm_pool": "avg"},
+        disturb_heldout, turn=25, seed=2, text={**TEXT, "width": 48, "heads": 3, "layers": 2},
     ),
 }  # fmt: skip
 
 
 def network(recipe: Recipe) -> dict[str, Any]:
     """open_clip's `model_cfg`."""
-    return {"embed_dim": 128, "vision_cfg": recipe.vision, "text_cfg": TEXT}
+    return {"embed_dim": 128, "vision_cfg": recipe.vision, "text_cfg": recipe.text}
 
 
 class Tokens:

@@ -132,8 +132,8 @@ Two CLIPs (contrastive image-text models) of emoji in open_clip's own format: `o
 
 | | `emoji-clip` (reward) | `emoji-clip-heldout` |
 |---|---|---|
-| image tower | `ModifiedResNet` with attention pooling, width 16 | ConvNeXt (`convnext_zepto_rms` of timm) |
-| text tower | two layers of 128 | two layers of 128 |
+| image tower | `ModifiedResNet` with attention pooling, width 16 | RegNet (`regnetx_002` of timm) |
+| text tower | two layers of 128 | two layers of 48 |
 | parameters | {p["emoji-clip"]:,} | {p["emoji-clip-heldout"]:,} |
 | artists | Noto, Fluent flat | Twemoji, Fluent 3-D |
 | seed | 1 | 2 |
