@@ -535,7 +535,7 @@ class _Run:
         samples = self.samples(batch)
         metrics, columns = self._measure(batch, samples)
         if self.model.domain == "image":
-            columns["file"] = self._pictures(samples)
+            columns["file"] = self._pictures(samples, searcher)
         done = int(self.run.metrics()["round"].max() or 0) if self.run.metrics().height else 0  # type: ignore[arg-type]
         self.run.write_samples(columns)
         if not final_metrics(self.run):  # else a kill came after this line; they are the same numbers
@@ -547,7 +547,7 @@ class _Run:
             self.options.listeners,
         )
 
-    def _pictures(self, samples: Any) -> list[str]:
+    def _pictures(self, samples: Any, searcher: Any) -> list[str]:
         """Writes the pictures, and a sheet of some beside what the pretrained model makes of the same noise."""
         import torch
 
@@ -563,8 +563,8 @@ class _Run:
         with self.meter.phase("eval"):
             if len(others):
                 parts.append((self._eval_noise(len(others), start=len(samples)), self._cond(others)))
-                after.append(self.samples(self.sampler()(self.ctx, *parts[1])).x)
-            if self.method.loss is not None or not isinstance(self.sampler(), Rollout):  # else these are they
+                after.append(self.samples(searcher(self.ctx, *parts[1])).x)
+            if self.method.loss is not None or not isinstance(searcher, Rollout):  # else these are they
                 plain = Rollout(keep=False, on="ref")
                 before = torch.cat([self.samples(plain(self.ctx, *part)).x for part in parts])
         folder = self.run.path / "artifacts"

@@ -178,7 +178,7 @@ def _scatter(
                  axis=alt.Axis(**axis, **lines))  # fmt: skip
     at_y = alt.Y("y:Q", scale=alt.Scale(type="symlog", constant={"expr": "ybend"}, zero=False, padding=18),
                  title=titles[1], axis=alt.Axis(**axis))  # fmt: skip
-    hue = _hue(families, _legend(titles, "family"))
+    hue = hue_of(families, _legend(titles, "family"))
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=list(SHAPES), range=list(SHAPES.values())),
                       legend=_legend(titles, "kind"))  # fmt: skip
     tips = [alt.Tooltip("row:N", title="method"), alt.Tooltip("family:N"), alt.Tooltip("seeds:Q")]
@@ -276,7 +276,7 @@ def densities_chart(
                      "height": [round(0.92 * b / peak, 3) for b in curve]})  # fmt: skip
     names = [name for name, _, _ in held]
     families = [family.title for _, family, _ in held]
-    hue = _hue(families)
+    hue = hue_of(families)
     level = {
         "title": None,
         "scale": alt.Scale(domain=[-len(names) + 0.8, 1.0], nice=False),
@@ -365,7 +365,7 @@ def curves_chart(
     base = alt.Chart().encode(
         alt.X("spent:Q", title=f"{unit} spent on training", axis=alt.Axis(format="~s", **_SPARSE)),
         alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-        _hue([p["family"] for p in data]),
+        hue_of([p["family"] for p in data]),
         detail=["row:N", "seed:N"],
     )
     tips = [alt.Tooltip("row:N", title="method"), alt.Tooltip("seed:N"), alt.Tooltip("spent:Q", format=",.4~g"),
@@ -408,7 +408,8 @@ def _roses(titles: Iterable[str]) -> tuple[list[str], list[str]]:
     return [f.title for f in found], [f.colour for f in found]
 
 
-def _hue(titles: Iterable[str], legend: Any = None) -> Any:
+def hue_of(titles: Iterable[str], legend: Any = None) -> Any:
+    """Colour by family: the hues of those in `titles`, in the order in which every chart has them."""
     import altair as alt
 
     names, hues = _roses(titles)

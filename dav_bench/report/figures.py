@@ -70,7 +70,7 @@ def curves_figure(
         raise no_curves(board, section, metric, split)
     title = next((charts.heading(c) for c in board.columns if c.name == metric), metric)
     legend = alt.Legend(title="family", symbolOpacity=1)
-    hue = charts._hue((p["family"] for p in data), legend)
+    hue = charts.hue_of((p["family"] for p in data), legend)
     room = 1.17 * max(p["spent"] for p in data)  # for the names of the rows
     cost = f"training cost ({SPENT[over]})"
     x = alt.X("spent:Q", title=cost, scale=alt.Scale(domainMin=0, domainMax=room, nice=False),

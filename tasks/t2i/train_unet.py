@@ -184,10 +184,11 @@ def main() -> None:
     coder = quicken(network(32)).eval()
     coder.load_state_dict(load_file(args.coder))
     latents = args.state / "latents.safetensors"
-    if rank == 0:
-        pool(coder, drawings, latents, args.pool)
-    wait()
+    if rank:  # the first process makes what is missing
+        wait()
     data = pool(coder, drawings, latents, args.pool)
+    if not rank:
+        wait()
     held = encoded(coder, drawings, 1024, torch.Generator().manual_seed(5))
     model = Model()
     quicken(model.unet)

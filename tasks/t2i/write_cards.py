@@ -7,22 +7,12 @@ python tasks/t2i/write_cards.py
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from data import HERE
 
 LICENCE = """- **Licence**: that of dav-bench; the pictures it learnt from are under CC-BY-4.0 (Twemoji), Apache-2.0 (Noto Emoji) and MIT
   (Fluent Emoji), with the notices in `NOTICE-emoji.md`, which go with the weights and with what they draw."""
-
-
-NAN = float("nan")
-_SCORES = {
-    f"{name}_{what}": NAN for name in ("emoji-clip", "emoji-clip-heldout") for what in ("39", "cosine")
-}
-UNMEASURED = {"steps": 20, "guidance": 3.0, "eta": 1.0, "generated": _SCORES, "real": _SCORES, "looks_entropy": {},
-              "looks_entropy_real": NAN}  # fmt: skip
-"""What a card says of samples before they are measured: nan."""
 
 
 def percent(x: float) -> str:
@@ -38,7 +28,7 @@ def time(m: dict[str, Any], *names: str) -> str:
 
 def diffusion(m: dict[str, Any]) -> str:
     """The card of emoji-diffusion."""
-    p, s, drawn = m["sizes"]["parameters"], m["sizes"], m.get("samples", UNMEASURED)
+    p, s, drawn = m["sizes"]["parameters"], m["sizes"], m["samples"]
     size = sum(v["bytes"] for k, v in s.items() if k.startswith("emoji-diffusion"))
     entropy = "\n".join(f"| {name} | {value:.2f} |" for name, value in drawn["looks_entropy"].items())
     sweep = "\n".join(
@@ -52,17 +42,11 @@ def diffusion(m: dict[str, Any]) -> str:
 
 Four pictures of each animal, all else as recommended.
 """ if sweep else ""  # fmt: skip
-    steps = m["training"].get("unet/state", {"steps": 0})["steps"]
-    early = (
-        f"\n\n**This is an early state** ({steps:,} updates of the UNet): pictures have the colours of what is asked for, and no shapes."
-        if steps < 3000
-        else ""
-    )
     return f"""# Model card: `emoji-diffusion`
 
 A latent text-to-image diffusion model of emoji, 64 x 64 pixels: a Stable Diffusion in miniature, in the folder that
 diffusers' `DiffusionPipeline.from_pretrained` reads. The pretrained model of the tasks `t2i`, `t2i-compress` and
-`t2i-incompress`.{early}
+`t2i-incompress`.
 
 | part | parameters | what |
 |---|---|---|
@@ -182,7 +166,7 @@ def main() -> None:
     measured = json.loads((HERE / "measured.json").read_text())
     (HERE / "cards").mkdir(exist_ok=True)
     for name, card in {"emoji-diffusion": diffusion, "emoji-clip": clips, "looks": looks}.items():
-        (HERE / "cards" / f"{name}.md").write_text(re.sub(r"\bnan( %)?", "not measured yet", card(measured)))
+        (HERE / "cards" / f"{name}.md").write_text(card(measured))
 
 
 if __name__ == "__main__":
