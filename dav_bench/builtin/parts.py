@@ -75,7 +75,7 @@ class ForwardKL:
     weight: Literal["paper", "release", "uniform"] = "paper"
     """Weight of a step towards a clean target: the likelihood's, the DNA release's, or 1."""
     skip: int = 0
-    """First steps left out of the fit (DNA release: 80 of 128)."""
+    """Steps left out of the fit: the first n (DNA release: 80 of 128), or with -n the last n."""
     kl_form: Literal["exact", "mse"] = "exact"
     """KL of the step laws, or squared error of noise predictions (image release)."""
     fit_reduce: Literal["sum", "mean"] = "sum"

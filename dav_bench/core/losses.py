@@ -34,7 +34,7 @@ class MaximumLikelihood(Loss):
     weight: Literal["paper", "release", "uniform"] = "paper"
     """Weight of a step towards a clean target: (m_i − m_{i−1})/m_i, the release's (m_i − m_{i−1})/(1 − m_i), or 1."""
     skip: int = 0
-    """Leave out the first steps of each trajectory (the release skips 80 of 128)."""
+    """Leave out the first n steps of each trajectory (the release skips 80 of 128), or with −n the last n."""
     kl_form: Literal["exact", "mse"] = "exact"
     """The KL of the step laws, or the release's squared error of the noise predictions (Gaussian only)."""
     reduce: Literal["sum", "mean"] = "sum"
@@ -49,8 +49,11 @@ class MaximumLikelihood(Loss):
         alive = torch.ones(len(batch), dtype=torch.bool, device=batch.states.device)
         if self.target == "transition" and not self.kl and not batch.states.is_floating_point():
             alive &= batch.moved()
-        if self.skip:
-            alive[: self.skip * batch.states.shape[1]] = False
+        rows = self.skip * batch.states.shape[1]
+        if rows > 0:
+            alive[:rows] = False
+        elif rows < 0:
+            alive[rows:] = False
         return alive
 
     def __call__(self, ctx: Context, item: Item) -> Tensor:

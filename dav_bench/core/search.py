@@ -197,7 +197,8 @@ class TreeSearch:
     batch size nor its order matters.  Values are compared among siblings before they are scaled, so a constant
     added to the reward changes nothing.
 
-    Network rows for each sample: 1 + (T − 1) M, or T + (T − 1) M with guidance; a reference anchor adds T.
+    Network rows for each sample: 1 + (T − 1) M, or T + (T − 1) M with guidance; a reference anchor adds T.  An only
+    child needs no weight: M = 1 takes T rows with or without guidance, and one reward beside those of the guidance.
     """
 
     width: int = 4
@@ -258,6 +259,9 @@ class TreeSearch:
         children = noise.fold(i, _CHILD).repeat(width)
         kids = q.take(rows).sample(children)
         many = None if cond is None else cond[rows]
+        if self.width == 1 and i > 1 and self.keep != "lookahead" and self.advance == "sampled":
+            known = Known(kids) if self.guide else evaluate(ctx, model, parents, kids, i - 1, children, cond=many)
+            return Expansion(known, kids.new_zeros(B, 1), q.mean if self.keep == "mean" else None)
         known = evaluate(ctx, model, parents, kids, i - 1, children.fold(_VALUE), self.value, many)
         if known.value is None:
             raise ValueError("tree search needs values")

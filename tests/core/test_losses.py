@@ -74,6 +74,9 @@ def test_skipped_steps_are_not_fitted():
     alive = MaximumLikelihood(target="lookahead", skip=5).active(batch).view(8, -1)
     assert not alive[:5].any()
     assert alive[5:].all()
+    alive = MaximumLikelihood(target="lookahead", skip=-5).active(batch).view(8, -1)
+    assert alive[:3].all()
+    assert not alive[3:].any()
 
 
 @pytest.mark.parametrize("kind", ["parallel", "random"])

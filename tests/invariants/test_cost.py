@@ -50,6 +50,16 @@ def test_tree_search_needs_what_the_formula_says(kind, anchor, guide):
         assert rows(meter, "reward_backward") == rows(meter, "backward") <= N * steps * guide
 
 
+@pytest.mark.parametrize("kind", ["mixture", "parallel"])
+@pytest.mark.parametrize("anchor", ["policy", "ref"])
+@pytest.mark.parametrize("guide", [False, True])
+def test_an_only_child_is_not_weighed(kind, anchor, guide):
+    meter = spent(kind, TreeSearch(1, 0.3, guide=guide, anchor=anchor))
+    reference = anchor == "ref"  # of the last step, whose child is clean and scored
+    assert rows(meter, "forward") + rows(meter, "shared") == N * (STEPS + reference)
+    assert rows(meter, "reward") + rows(meter, "reward_shared") == N * (1 + (STEPS if guide else 0))
+
+
 @pytest.mark.parametrize(
     ("steps", "width", "guide", "network"), [(50, 4, True, 246), (50, 16, False, 785), (128, 10, False, 1271)]
 )
