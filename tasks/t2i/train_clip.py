@@ -118,7 +118,7 @@ RECIPES = {
         disturb_reward, turn=15, seed=1, text={**TEXT, "width": 128, "heads": 4, "layers": 2},
     ),
     "emoji-clip-heldout": Recipe(
-        ("twemoji", "fluent-3d"), {"image_size": 64, "timm_model_name": "regnetx_002", "timm_pool": "avg"},
+        ("twemoji", "fluent-3d"), {"image_size": 64, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32},
         disturb_heldout, turn=25, seed=2, text={**TEXT, "width": 48, "heads": 3, "layers": 2},
     ),
 }  # fmt: skip

@@ -117,13 +117,13 @@ Two CLIPs (contrastive image-text models) of emoji in open_clip's own format: `o
 
 | | `emoji-clip` (reward) | `emoji-clip-heldout` |
 |---|---|---|
-| image tower | `ModifiedResNet` with attention pooling, width 16 | RegNet (`regnetx_002` of timm) |
+| image tower | `ModifiedResNet` with attention pooling, width 16 | `VisionTransformer`, six layers of 128, patches of 8 x 8 |
 | text tower | two layers of 128 | two layers of 48 |
 | parameters | {p["emoji-clip"]:,} | {p["emoji-clip-heldout"]:,} |
 | artists | Noto, Fluent flat | Twemoji, Fluent 3-D |
 | seed | 1 | 2 |
 | disturbed by | blur, noise, light, grey, turns of 15 degrees | coarse pixels, holes, noise, light, grey, turns of 25 degrees |
-| training | {time(m, "clip/state")} of 192 | {time(m, "heldout/state")} of 128 |
+| training | {time(m, "clip/state")} of 192 | {time(m, "heldout/state")} of 192 |
 
 Shares found by the nearest of all captions (or pictures), plain backgrounds and sizes as the generator draws them:
 
