@@ -32,8 +32,9 @@ from dav_bench.images import load_open_clip
 
 WEIGHTS = HERE / "weights"
 STEPS, GUIDANCE, ETA = 20, 3.0, 1.0
-TASK = {"steps": 12, "guidance": 1.0}  # what task.toml samples with
 """What the card recommends, and what samples are drawn with."""
+TASK = {"steps": 12, "guidance": 1.0}
+"""What task.toml samples with."""
 PROMPTS = ("tiger", "butterfly", "frog", "deer")
 """Prompts whose looks are counted."""
 
