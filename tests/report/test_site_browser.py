@@ -60,6 +60,10 @@ def visit(chromium, site):
     """`visit(page, width, scheme)` opens a page and, at the end, fails for errors and requests."""
     wrong, contexts = [], []
 
+    def failed(request):
+        if request.failure != "net::ERR_ABORTED":  # a page closed while a picture was loading; missing ones say so
+            wrong.append(f"failed: {request.failure} {request.url}")
+
     def go(name="toy/index.html", width=1280, scheme="light"):
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
@@ -70,7 +74,7 @@ def visit(chromium, site):
         page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
-        page.on("requestfailed", lambda r: wrong.append(f"failed: {r.url}"))
+        page.on("requestfailed", failed)
         page.on("dialog", lambda d: wrong.append(f"dialog: {d.message}"))
         page.goto((site / name).as_uri())
         if page.query_selector("figure.chart"):
