@@ -260,6 +260,7 @@ class TreeSearch:
         kids = q.take(rows).sample(children)
         many = None if cond is None else cond[rows]
         if self.width == 1 and i > 1 and self.keep != "lookahead" and self.advance == "sampled":
+            # there is nothing to weigh; with guidance the gradient of the next step brings the prediction
             known = Known(kids) if self.guide else evaluate(ctx, model, parents, kids, i - 1, children, cond=many)
             return Expansion(known, kids.new_zeros(B, 1), q.mean if self.keep == "mean" else None)
         known = evaluate(ctx, model, parents, kids, i - 1, children.fold(_VALUE), self.value, many)

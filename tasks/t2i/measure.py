@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from dav_bench.images import load_open_clip
 WEIGHTS = HERE / "weights"
 STEPS, GUIDANCE, ETA = 20, 3.0, 1.0
 """What the card recommends, and what samples are drawn with."""
-TASK = {"steps": 12, "guidance": 1.0}
-"""What task.toml samples with."""
-PROMPTS = ("tiger", "butterfly", "frog", "deer")
-"""Prompts whose looks are counted."""
+_FILE = tomllib.loads((HERE / "task.toml").read_text())
+TASK = {name: _FILE["sampler"][name] for name in ("steps", "guidance")}
+"""What the task samples with."""
+PROMPTS = tuple(_FILE["prompts"]["eval"])
+"""Prompts whose looks are counted: those evaluated."""
 
 
 class Bench:

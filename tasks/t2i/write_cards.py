@@ -73,7 +73,7 @@ Stored in fp16, {size:,} bytes in all; computed in fp32 here, and all numbers be
 | PSNR of the autoencoder, new looks of the animals | {m["vae"]["psnr_animals"]:.2f} dB |
 | PSNR, things never shown | {m["vae"]["psnr_unseen"]:.2f} dB |
 | 39-way accuracy of `emoji-clip-heldout` on generated animals | {percent(drawn["generated"]["emoji-clip-heldout_39"])} |
-| the same as the tasks draw them, {drawn["task"]["steps"]} steps without guidance | {percent(drawn["task"]["emoji-clip-heldout_39"])} |
+| the same as the tasks draw them, {drawn["task"]["steps"]} steps, guidance {drawn["task"]["guidance"]:g} | {percent(drawn["task"]["emoji-clip-heldout_39"])} |
 | the same on training pictures | {percent(drawn["real"]["emoji-clip-heldout_39"])} |
 | 39-way accuracy of `emoji-clip` on generated animals | {percent(drawn["generated"]["emoji-clip_39"])} |
 | the same on training pictures | {percent(drawn["real"]["emoji-clip_39"])} |
